@@ -1,0 +1,3 @@
+"""Federated learning over the SSH you already have."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,252 @@
+"""What has happened, in the past tense: the lines of the journal.
+
+Owns the union `Event` and its JSON form; knows nothing of who listens. Every event carries `at`, the coordinator's wall
+clock in UTC. `dump` gives one line, `load` reads it back and refuses anything it does not know.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from fedctl.records import Blob, Score, TaskKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Bytes of bodies on the line, seen from the coordinator."""
+
+    sent: int = 0
+    received: int = 0
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(sent=self.sent + other.sent, received=self.received + other.received)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted:
+    """A coordinator took up the run; a second one in a journal is a resume."""
+
+    at: datetime
+    run: str
+    federation: str
+    seed: int
+    rounds: int
+    nodes: tuple[str, ...]
+    compare: bool
+    metric: str
+    mode: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeReady:
+    """A node was reached and has what its tasks need."""
+
+    at: datetime
+    node: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeLost:
+    """A node could not be reached or made ready."""
+
+    at: datetime
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInitialized:
+    """The first global model was built from the user's code and the seed."""
+
+    at: datetime
+    model: Blob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundOpened:
+    """A round began with this cohort."""
+
+    at: datetime
+    round: int
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskStarted:
+    """A node accepted a task."""
+
+    at: datetime
+    task: TaskKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFailed:
+    """A task gave no answer; `detail` is the end of the node's traceback."""
+
+    at: datetime
+    task: TaskKey
+    reason: str
+    retryable: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateReceived:
+    """A node's trained weights are on the coordinator's disk, checked; `seconds` is the node's time in fit."""
+
+    at: datetime
+    task: TaskKey
+    update: Blob
+    examples: int
+    metrics: Mapping[str, float]
+    seconds: float
+    bytes: Traffic = Traffic()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEvaluated:
+    """A node scored one or more models on its own validation data."""
+
+    at: datetime
+    task: TaskKey
+    scores: Mapping[str, Score]
+    seconds: float
+    bytes: Traffic = Traffic()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundHeld:
+    """All updates of a round are in and wait for `fedctl aggregate --commit`."""
+
+    at: datetime
+    round: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundAggregated:
+    """The updates of these contributors became the next model."""
+
+    at: datetime
+    round: int
+    model: Blob
+    contributors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFinished:
+    """All rounds are done."""
+
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFailed:
+    """The run gave up."""
+
+    at: datetime
+    reason: str
+
+
+Event = (
+    RunStarted
+    | NodeReady
+    | NodeLost
+    | ModelInitialized
+    | RoundOpened
+    | TaskStarted
+    | TaskFailed
+    | UpdateReceived
+    | ModelEvaluated
+    | RoundHeld
+    | RoundAggregated
+    | RunFinished
+    | RunFailed
+)
+
+EVENTS: Mapping[str, type[Event]] = {
+    kind.__name__: kind
+    for kind in (
+        RunStarted,
+        NodeReady,
+        NodeLost,
+        ModelInitialized,
+        RoundOpened,
+        TaskStarted,
+        TaskFailed,
+        UpdateReceived,
+        ModelEvaluated,
+        RoundHeld,
+        RoundAggregated,
+        RunFinished,
+        RunFailed,
+    )
+}
+
+
+def dump(event: Event) -> str:
+    """One line of JSON, without its newline: `at`, `event`, then the event's own fields."""
+    fields = {f.name: _to_json(getattr(event, f.name)) for f in dataclasses.fields(event)}
+    head = {"at": fields.pop("at"), "event": type(event).__name__}
+    return json.dumps({**head, **fields}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def load(line: str) -> Event:
+    """Read a line back; raises ValueError when it is no event of this version."""
+    value = json.loads(line)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    kind = EVENTS.get(value.pop("event", None))
+    if kind is None:
+        raise ValueError("unknown event")
+    names = {f.name for f in dataclasses.fields(kind)}
+    if not set(value) <= names:
+        raise ValueError(f"{kind.__name__} has no field {', '.join(sorted(set(value) - names))}")
+    try:
+        return kind(**{name: _FROM_JSON.get(name, _same)(field) for name, field in value.items()})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{kind.__name__}: {error}") from error
+
+
+def _to_json(value: Any) -> Any:
+    match value:
+        case datetime():
+            return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        case TaskKey():
+            return str(value)
+        case Blob() | Score():
+            return value.to_json()
+        case Traffic():
+            return {"sent": value.sent, "received": value.received}
+        case float():
+            return value if value - value == 0 else None
+        case Mapping():
+            return {str(key): _to_json(item) for key, item in value.items()}
+        case tuple():
+            return [_to_json(item) for item in value]
+        case _:
+            return value
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _metrics_from_json(value: Any) -> dict[str, float]:
+    return {name: float("nan") if number is None else float(number) for name, number in value.items()}
+
+
+_FROM_JSON: Mapping[str, Callable[[Any], Any]] = {
+    "at": datetime.fromisoformat,
+    "task": TaskKey.parse,
+    "model": Blob.from_json,
+    "update": Blob.from_json,
+    "nodes": tuple,
+    "contributors": tuple,
+    "metrics": _metrics_from_json,
+    "scores": lambda value: {label: Score.from_json(score) for label, score in value.items()},
+    "bytes": lambda value: Traffic(**value),
+}

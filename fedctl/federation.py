@@ -1,0 +1,102 @@
+"""What `fed.yaml` means, as frozen dataclasses: what should be.
+
+Pure and standard library only. `topology` reads the file into these; everything else takes them from there and never
+sees YAML. All options of a strategy are kept as plain values here and are checked by the strategy's own dataclass.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Monitor:
+    """The metric that decides which model is best."""
+
+    metric: str = "val_loss"
+    mode: Literal["min", "max"] = "min"
+
+    def best(self, values: list[float]) -> float | None:
+        """The best of the values, or None of none."""
+        return None if not values else min(values) if self.mode == "min" else max(values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """The user's own code: `file.py:Class` of a LightningModule and a LightningDataModule, and their arguments."""
+
+    model: str
+    data: str
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    data_args: Mapping[str, Any] = field(default_factory=dict)
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    monitor: Monitor = Monitor()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """A member of a family and its options, as in `{name: fedavg, ...}`."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """When a round closes.
+
+    `cohort` and `quorum` are a share (a float in (0, 1]) or a number of nodes (an int); the quorum is of the cohort.
+    `deadline_s` is None where a round may take as long as it takes; `attempts` counts the first one.
+    """
+
+    cohort: float | int = 1.0
+    quorum: float | int = 0.8
+    deadline_s: float | None = None
+    attempts: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One participant.
+
+    `slots` bounds how many tasks its host runs at once (None: one a core), `threads` torch's own threads in a task (0:
+    torch's choice).
+    """
+
+    name: str
+    host: str = "local"
+    user: str | None = None
+    port: int | None = None
+    key: str | None = None
+    jump: str | None = None
+    python: str | None = None
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    slots: int | None = None
+    threads: int = 0
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Federation:
+    """One federation, whole and checked. `folder` holds fed.yaml and the user's code."""
+
+    name: str
+    folder: Path
+    task: TaskSpec
+    nodes: tuple[Node, ...]
+    seed: int = 0
+    rounds: int = 10
+    compare: bool = False
+    strategy: Named = Named(name="fedavg")
+    codec: str = "none"
+    schedule: Schedule = Schedule()
+
+    def node(self, name: str) -> Node:
+        """The node of that name; raises KeyError."""
+        return next((node for node in self.nodes if node.name == name), None) or _missing(name)
+
+
+def _missing(name: str) -> Node:
+    raise KeyError(name)

@@ -1,0 +1,271 @@
+"""What crosses the wire between coordinator and node, as frozen records with strict JSON forms.
+
+Owns `TaskKey`, `Blob`, `Task`, `Score`, `Result` and `Progress`. Standard library only: the node imports this module too,
+and nothing here may know of paths, transports or torch. Whatever a node sends is read with `from_json`, which refuses
+every field that is missing, unknown, of another type or out of bounds with a `ValueError`.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+Kind = Literal["train", "evaluate", "alone", "compare", "initialize"]
+
+_LETTERS: Mapping[str, Kind] = {
+    "a": "train",
+    "e": "evaluate",
+    "s": "alone",
+    "c": "compare",
+    "i": "initialize",
+}
+_LETTER_OF = {kind: letter for letter, kind in _LETTERS.items()}
+_KEY = re.compile(r"r(\d{4,})/([A-Za-z0-9][A-Za-z0-9._-]{0,63})/([aesci])(\d{1,4})")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+COORDINATOR = "coordinator"
+"""The name under which the coordinator asks its own machine to build the first model; no node may take it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class TaskKey:
+    """The idempotency key of a task: `r0003/alice/a1`; the letter says the kind (a train, e evaluate, s alone, c compare)."""
+
+    round: int
+    node: str
+    kind: Kind = "train"
+    attempt: int = 1
+
+    def __str__(self) -> str:
+        return f"r{self.round:04d}/{self.node}/{_LETTER_OF[self.kind]}{self.attempt}"
+
+    @property
+    def folder(self) -> str:
+        """The task's folder on its node: `r0003-alice-a1`."""
+        return str(self).replace("/", "-")
+
+    @classmethod
+    def parse(cls, text: str) -> "TaskKey":
+        """Read a key back; raises ValueError when the text is not one."""
+        match = _KEY.fullmatch(text)
+        if match is None or ".." in match[2]:
+            raise ValueError(f"not a task key: {text!r}")
+        return cls(round=int(match[1]), node=match[2], kind=_LETTERS[match[3]], attempt=int(match[4]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """Bytes named by their SHA-256: a model, an update or a bundle. `size` is in bytes."""
+
+    digest: str
+    size: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"digest": self.digest, "size": self.size}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Blob":
+        fields = _fields(value, "digest", "size")
+        digest, size = fields["digest"], fields["size"]
+        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+            raise ValueError(f"not a SHA-256 digest: {digest!r}")
+        return cls(digest=digest, size=_count(size, "size"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What validating one model on one node's data gave: metrics averaged over `examples` examples."""
+
+    examples: int
+    metrics: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"examples": self.examples, "metrics": _finite(self.metrics)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Score":
+        fields = _fields(value, "examples", "metrics")
+        return cls(examples=_count(fields["examples"], "examples"), metrics=_metrics(fields["metrics"]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What one node is asked: which code, on which models, with which seed.
+
+    `models` are labelled: a training task has the one label "base", an evaluation a label a model that is scored.
+    `trainer` holds arguments of Lightning's Trainer; `threads` bounds torch's own threads (0 leaves torch's choice).
+    """
+
+    key: TaskKey
+    seed: int
+    model: str
+    model_args: Mapping[str, Any]
+    data: str
+    data_args: Mapping[str, Any]
+    trainer: Mapping[str, Any]
+    models: Mapping[str, Blob] = field(default_factory=dict)
+    codec: str = "none"
+    threads: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "key": str(self.key),
+            "seed": self.seed,
+            "model": self.model,
+            "model_args": dict(self.model_args),
+            "data": self.data,
+            "data_args": dict(self.data_args),
+            "trainer": dict(self.trainer),
+            "models": {label: blob.to_json() for label, blob in self.models.items()},
+            "codec": self.codec,
+            "threads": self.threads,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Task":
+        fields = _fields(
+            value, "key", "seed", "model", "model_args", "data", "data_args", "trainer", "models", "codec", "threads"
+        )
+        models = {label: Blob.from_json(blob) for label, blob in fields.pop("models").items()}
+        return cls(**{**fields, "key": TaskKey.parse(fields["key"]), "models": models})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a finished task left behind: `result.json`, written last.
+
+    `seconds` is the time in Lightning's fit or validate alone. `update` is the file of weights that the task made, if any.
+    A failed task has an `error` (one line), the `detail` (end of the traceback) and whether a retry could help.
+    """
+
+    key: TaskKey
+    examples: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    update: Blob | None = None
+    seconds: float = 0.0
+    accelerator: str = ""
+    error: str | None = None
+    detail: str = ""
+    retryable: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "key": str(self.key),
+            "examples": self.examples,
+            "metrics": _finite(self.metrics),
+            "scores": {label: score.to_json() for label, score in self.scores.items()},
+            "update": self.update.to_json() if self.update else None,
+            "seconds": self.seconds,
+            "accelerator": self.accelerator,
+            "error": self.error,
+            "detail": self.detail,
+            "retryable": self.retryable,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Result":
+        fields = _fields(
+            value,
+            "key",
+            "examples",
+            "metrics",
+            "scores",
+            "update",
+            "seconds",
+            "accelerator",
+            "error",
+            "detail",
+            "retryable",
+        )
+        scores = fields["scores"]
+        if not isinstance(scores, dict) or len(scores) > 100_000:
+            raise ValueError("scores must be an object")
+        return cls(
+            key=TaskKey.parse(_text(fields["key"], 200)),
+            examples=_count(fields["examples"], "examples"),
+            metrics=_metrics(fields["metrics"]),
+            scores={_text(label, 100): Score.from_json(score) for label, score in scores.items()},
+            update=None if fields["update"] is None else Blob.from_json(fields["update"]),
+            seconds=_number(fields["seconds"], "seconds"),
+            accelerator=_text(fields["accelerator"], 200),
+            error=None if fields["error"] is None else _text(fields["error"], 2_000),
+            detail=_text(fields["detail"], 20_000),
+            retryable=fields["retryable"] is True,
+        )
+
+
+Phase = Literal["waiting", "loading", "training", "evaluating", "saving"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Telemetry of a running task, from Lightning's own progress; never journalled.
+
+    `step` of `steps` counts batches within epoch `epoch` of `epochs` (from 1); `steps` is 0 where it is not known.
+    """
+
+    key: TaskKey
+    phase: Phase
+    epoch: int = 0
+    epochs: int = 0
+    step: int = 0
+    steps: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "key": str(self.key),
+            "phase": self.phase,
+            "epoch": self.epoch,
+            "epochs": self.epochs,
+            "step": self.step,
+            "steps": self.steps,
+            "metrics": _finite(self.metrics),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Progress":
+        fields = _fields(value, "key", "phase", "epoch", "epochs", "step", "steps", "metrics")
+        if fields["phase"] not in get_args(Phase):
+            raise ValueError(f"unknown phase: {fields['phase']!r}")
+        counts = {name: _count(fields[name], name) for name in ("epoch", "epochs", "step", "steps")}
+        key = TaskKey.parse(_text(fields["key"], 200))
+        return cls(key=key, phase=fields["phase"], metrics=_metrics(fields["metrics"]), **counts)
+
+
+def _fields(value: Any, *names: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or set(value) != set(names):
+        raise ValueError(f"expected an object with exactly {', '.join(names)}")
+    return dict(value)
+
+
+def _count(value: Any, name: str) -> int:
+    if type(value) is not int or not 0 <= value < 2**53:
+        raise ValueError(f"{name} must be a whole number from 0")
+    return value
+
+
+def _number(value: Any, name: str) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number")
+    return float(value)
+
+
+def _text(value: Any, longest: int) -> str:
+    if not isinstance(value, str) or len(value) > longest:
+        raise ValueError(f"expected a text of at most {longest} characters")
+    return value
+
+
+def _metrics(value: Any) -> dict[str, float]:
+    """Metrics may be NaN (a diverged loss is a fact worth showing), so they are finite or null on the wire."""
+    if not isinstance(value, dict) or len(value) > 1_000:
+        raise ValueError("metrics must be an object of at most 1000 numbers")
+    return {_text(name, 200): math.nan if number is None else _number(number, name) for name, number in value.items()}
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
