@@ -28,7 +28,7 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Perform:
-    """Have a node do a task on these models; `passes` multiplies the epochs (training alone does all rounds at once)."""
+    """Have a node do a task on these models; `passes` multiplies the epochs (alone, all rounds are one task)."""
 
     task: TaskKey
     models: Mapping[str, Blob] = field(default_factory=dict)
@@ -113,11 +113,11 @@ def plan(state: RunState, federation: Federation, now: datetime, *, hold: bool =
         return [GiveUp(reason=f"no node is left: {_why(state)}")]
     evaluations = _evaluations(state, federation, now)
     if state.open is not None:
-        return [*evaluations, *_round(state, state.open, federation, now, hold)]
+        return [*evaluations, *_round(state, state.open, federation, now, hold=hold)]
     if state.round < federation.rounds:
         number = state.round + 1
         return [*evaluations, OpenRound(round=number, nodes=cohort(federation, number, _reachable(state)))]
-    return evaluations or _closing(state, federation, now) or [Finish()]
+    return evaluations or _closing(state, federation) or [Finish()]
 
 
 def cohort(federation: Federation, round: int, reachable: Iterable[str]) -> tuple[str, ...]:
@@ -154,7 +154,7 @@ def _evaluations(state: RunState, federation: Federation, now: datetime) -> list
     )
 
 
-def _round(state: RunState, opened: RoundState, federation: Federation, now: datetime, hold: bool) -> list[Action]:
+def _round(state: RunState, opened: RoundState, federation: Federation, now: datetime, *, hold: bool) -> list[Action]:
     late = _late(federation, opened.opened_at, now)
     tasks = _tasks(state, federation, "train", opened.number, {"base": _model(state)}, late=late, nodes=opened.nodes)
     if tasks:
@@ -169,7 +169,7 @@ def _round(state: RunState, opened: RoundState, federation: Federation, now: dat
     return [Aggregate(round=opened.number, contributors=tuple(updates))]
 
 
-def _closing(state: RunState, federation: Federation, now: datetime) -> list[Action]:
+def _closing(state: RunState, federation: Federation) -> list[Action]:
     """Where it is asked for: train each node alone, then score all these models and the global one everywhere."""
     if not federation.compare:
         return []

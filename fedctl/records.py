@@ -1,7 +1,7 @@
 """What crosses the wire between coordinator and node, as frozen records with strict JSON forms.
 
-Owns `TaskKey`, `Blob`, `Task`, `Score`, `Result` and `Progress`. Standard library only: the node imports this module too,
-and nothing here may know of paths, transports or torch. Whatever a node sends is read with `from_json`, which refuses
+Owns `TaskKey`, `Blob`, `Task`, `Score`, `Result` and `Progress`. Standard library only: the node imports this
+module too, and nothing here may know of paths, transports or torch. Whatever a node sends is read with `from_json`, which refuses
 every field that is missing, unknown, of another type or out of bounds with a `ValueError`.
 """
 
@@ -31,7 +31,10 @@ COORDINATOR = "coordinator"
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class TaskKey:
-    """The idempotency key of a task: `r0003/alice/a1`; the letter says the kind (a train, e evaluate, s alone, c compare)."""
+    """The idempotency key of a task: `r0003/alice/a1`.
+
+    The letter says the kind: a train, e evaluate, s alone, c compare, i initialize.
+    """
 
     round: int
     node: str
@@ -136,7 +139,7 @@ class Task:
 class Result:
     """What a finished task left behind: `result.json`, written last.
 
-    `seconds` is the time in Lightning's fit or validate alone. `update` is the file of weights that the task made, if any.
+    `seconds` is the time in Lightning's fit or validate alone. `update` is the file of weights that was made, if any.
     A failed task has an `error` (one line), the `detail` (end of the traceback) and whether a retry could help.
     """
 
