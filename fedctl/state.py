@@ -313,7 +313,6 @@ def _round_aggregated(state: RunState, event: RoundAggregated) -> RunState:
     )
     return replace(
         state,
-        status="running" if state.status == "held" else state.status,
         round=event.round,
         model=event.model,
         open=None,

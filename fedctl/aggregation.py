@@ -1,0 +1,187 @@
+"""From files of updates to a file of the next model.
+
+`aggregate_round` is the coordinator's: one round of a run. `aggregate_files` is the user's: any files of weights, no
+run needed. Both stream tensor by tensor; nothing here knows of nodes, journals or run directories.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedctl.errors import UsageError
+from fedctl.federation import Named
+from fedctl.records import Blob
+from fedctl.strategies import Contribution, Strategy, build
+from fedctl.strategies.elementwise import CHUNK, is_averaged, wide
+from fedctl.weights import (
+    Lazy,
+    Weights,
+    check_finite,
+    check_spec,
+    check_update,
+    digest,
+    read_file,
+    read_hyper_parameters,
+    save,
+    save_checkpoint,
+    spec_of,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contributor:
+    """One file of an aggregate: `share` of the weight, and how far it lies from the result.
+
+    `distance` is the norm of file - result over the norm of result, of all floating values; None where the result is 0.
+    """
+
+    name: str
+    share: float
+    distance: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregateReport:
+    """What `aggregate_files` did; `parameters` counts the elements of all tensors."""
+
+    output: Path
+    blob: Blob
+    strategy: str
+    tensors: int
+    parameters: int
+    contributors: tuple[Contributor, ...]
+
+
+def aggregate_files(
+    files: Sequence[Path],
+    *,
+    output: Path,
+    strategy: Named,
+    weights: Sequence[float] | None = None,
+    model: Path | None = None,
+    force: bool = False,
+) -> AggregateReport:
+    """Aggregate .safetensors, .ckpt, .pt or .pth files into `output`, a .safetensors or a .ckpt that Lightning loads.
+
+    Every file counts alike unless `weights` has a number for each. `model` is the one that the files were trained from,
+    for the strategies that move it. A .ckpt takes its hyper-parameters from the first file.
+
+    Raises UsageError for a file that is missing, an `output` that exists (unless `force`) or has another suffix, and
+    weights that are no weights; ConfigError for the strategy; ModelError, naming files and tensor, for content.
+    """
+    rule = build(strategy, folder=Path.cwd())
+    counted = _checked_weights(weights, len(files), strategy.name if not rule.weighted else None)
+    _check_paths([*files, *([model] if model else [])], output, force=force)
+    tensors = [read_file(path) for path in files]
+    for path, found in zip(files, tensors, strict=True):
+        check_update(found, tensors[0], what=str(path), against=str(files[0]))
+    start = read_file(model) if model else {}
+    if model:
+        check_update(start, tensors[0], what=str(model), against=str(files[0]))
+
+    updates = [
+        Contribution(name=str(path), weight=weight, weights=found)
+        for path, weight, found in zip(files, counted, tensors, strict=True)
+    ]
+    result = _checked(rule.aggregate(start, updates, {}).model)
+    if output.suffix == ".ckpt":
+        save_checkpoint(output, result, read_hyper_parameters(files[0]))
+        blob = digest(output)
+    else:
+        blob = save(output, result)
+    spec, written, total = spec_of(result), read_file(output), math.fsum(counted)
+    return AggregateReport(
+        output=output,
+        blob=blob,
+        strategy=strategy.name,
+        tensors=len(spec),
+        parameters=sum(tensor.count for tensor in spec.values()),
+        contributors=tuple(
+            Contributor(name=update.name, share=update.weight / total, distance=_distance(update.weights, written))
+            for update in updates
+        ),
+    )
+
+
+def aggregate_round(
+    model: Path,
+    updates: Mapping[str, tuple[Path, int]],
+    *,
+    memory: Path | None,
+    strategy: Strategy,
+    model_out: Path,
+    memory_out: Path | None,
+) -> Blob:
+    """Write the next model to `model_out`, last of all, and return it as a blob.
+
+    `updates` has the file and the number of examples of each node, by its name; they have passed `check_update`.
+    `memory` is the previous round's `memory_out`, where there is one; a strategy without memory writes none.
+    Raises ModelError for a file that is not sound, and for a strategy that makes values NaN or infinite.
+    """
+    start = Weights.open(model)
+    contributions = []
+    for name, (path, examples) in updates.items():
+        weights = Weights.open(path)
+        check_spec(weights.spec, start.spec, what=f"update of {name}")
+        contributions.append(Contribution(name=name, weight=examples, weights=weights))
+    outcome = strategy.aggregate(start, contributions, Weights.open(memory) if memory else {})
+    if outcome.memory and memory_out:
+        save(memory_out, outcome.memory)
+    return save(model_out, _checked(outcome.model))
+
+
+def _checked_weights(weights: Sequence[float] | None, files: int, unweighted: str | None) -> list[float]:
+    """The weight of each file; `unweighted` names a strategy that has no use for weights."""
+    if files == 0:
+        raise UsageError("no files to aggregate")
+    if weights is None:
+        return [1.0] * files
+    if unweighted:
+        raise UsageError(f"{unweighted} counts every file alike, so it takes no weights")
+    if len(weights) != files:
+        raise UsageError(f"{files} files need as many weights, not {len(weights)}")
+    for weight in weights:
+        if not (math.isfinite(weight) and weight >= 0):
+            raise UsageError(f"a weight should be a number from 0, not {weight}")
+    if not any(weights):
+        raise UsageError("the weights are all 0")
+    return [float(weight) for weight in weights]
+
+
+def _check_paths(files: Sequence[Path], output: Path, *, force: bool) -> None:
+    for path in files:
+        if not path.is_file():
+            raise UsageError(f"{path}: no such file")
+    if output.suffix not in {".safetensors", ".ckpt"}:
+        raise UsageError(f"{output}: should end in .safetensors or .ckpt")
+    if output.exists() and not force:
+        raise UsageError(f"{output} exists already", hint="choose another name, or give --force to replace it")
+    if not output.parent.is_dir():
+        raise UsageError(f"{output.parent}: no such folder")
+
+
+def _checked(model: Mapping[str, Tensor]) -> Lazy:
+    """The same model, each of whose tensors is checked when it is computed."""
+
+    def checked(name: str) -> Tensor:
+        tensor = model[name]
+        check_finite(name, tensor, what="the aggregated model")
+        return tensor
+
+    return Lazy(spec_of(model), checked)
+
+
+def _distance(update: Mapping[str, Tensor], result: Mapping[str, Tensor]) -> float | None:
+    apart = norm = 0.0
+    for name, spec in spec_of(result).items():
+        if is_averaged(spec):
+            ours, theirs = update[name].reshape(-1), result[name].reshape(-1)
+            for start in range(0, spec.count, CHUNK):
+                a, b = (values[start : start + CHUNK].to(wide(values.dtype)) for values in (ours, theirs))
+                apart += float(torch.linalg.vector_norm(a - b)) ** 2
+                norm += float(torch.linalg.vector_norm(b)) ** 2
+    return math.sqrt(apart / norm) if norm else None

@@ -1,0 +1,239 @@
+"""The command line: a command is its signature, its help, one operation and one view of what came back.
+
+Owns the only error boundary. Imports stand inside the commands, so that `--help` and `status` start without torch.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedctl.errors import FedctlError
+
+app = typer.Typer(
+    name="fedctl",
+    help="Federated learning over the SSH you already have: your Lightning code, unchanged, trained where the data is.",
+    epilog="Begin with `fedctl init demo && cd demo && fedctl launch`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+FileOption = Annotated[Path, typer.Option("--file", "-f", help="The federation's fed.yaml; its runs stand beside it.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
+RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's name or folder; without it the latest.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override a value of fed.yaml, as `rounds=5` or `nodes.bob.slots=2`."),
+]
+FED_YAML = Path("fed.yaml")
+
+
+def main() -> None:
+    """Run the command line; shows an error once and ends with its exit code."""
+    as_json = "--json" in sys.argv[1:]
+    try:
+        app()
+    except FedctlError as error:
+        from fedctl.views.show import show_error
+
+        show_error(error, as_json=as_json)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _version(value: bool) -> None:  # noqa: FBT001
+    if value:
+        from fedctl import __version__
+
+        typer.echo(f"fedctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Federated learning over the SSH you already have."""
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to put it; made if it is not there.")] = Path(),
+    template: Annotated[str, typer.Option("--template", "-t", metavar="NAME", help="Which one; see --list.")] = "digits",
+    list_: Annotated[bool, typer.Option("--list", help="List the templates.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Make a ready-to-run folder: fed.yaml, model.py, data.py, README.md."""
+    from fedctl import scaffold
+    from fedctl.views import show
+
+    if list_:
+        show.show_templates(scaffold.templates(), as_json=json)
+    else:
+        show.show_scaffolded(scaffold.scaffold(folder, template, force=force), as_json=json)
+
+
+@app.command()
+def check(file: FileOption = FED_YAML, json: JsonOption = False) -> None:
+    """Look before you launch: is every node reachable and fit, and can your code be used?
+
+    A row a node: reach, Python, packages, memory, disk, clock. Each failure comes with its remedy. Changes nothing.
+    """
+    from fedctl.operations.check import check as operation
+    from fedctl.views import show
+
+    checked = operation(file)
+    show.show_check(checked, as_json=json)
+    if not checked.passed:
+        raise typer.Exit(4)
+
+
+@app.command()
+def launch(
+    file: FileOption = FED_YAML,
+    run: Annotated[str | None, typer.Option("--run", metavar="NAME", help="The new run's name; else made from the time.")] = None,
+    resume: Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with this run (`latest` for the latest).")] = None,
+    set_: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    hold: Annotated[bool, typer.Option("--hold", help="Stop once each round's updates are in, for `aggregate --commit`.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Run the federation, with a live dashboard on a terminal and a line an event elsewhere.
+
+    Ctrl-C leaves: the nodes finish what they are doing, and `fedctl launch --resume RUN` goes on from there.
+    """
+    from fedctl.operations import launch as operation
+    from fedctl.views import show, sinks
+
+    if dry_run:
+        show.show_dry_run(operation.dry_run(file, set_ or ()), as_json=json)
+        return
+    if resume is not None:
+        _only_without(resume="--resume", run=run, set_=set_)
+    with sinks.for_launch(as_json=json) as sink:
+        if resume is None:
+            state = operation.launch(file, name=run, overrides=set_ or (), hold=hold, sinks=[sink])
+        else:
+            state = operation.resume(_find(file, None if resume == "latest" else resume), hold=hold, sinks=[sink])
+    show.show_launched(state, as_json=json)
+    operation.raise_if_failed(state)
+
+
+@app.command()
+def status(
+    run: RunArgument = None,
+    follow: Annotated[bool, typer.Option("--follow", "-F", help="Stay, and draw it as it goes on.")] = False,
+    file: FileOption = FED_YAML,
+    json: JsonOption = False,
+) -> None:
+    """Show where a run stands, from its journal alone: while it runs, after it, and after a crash."""
+    from fedctl.operations.status import follow as followed
+    from fedctl.operations.status import status as operation
+
+    found = _find(file, run)
+    if follow and not json:
+        from fedctl.views import sinks
+
+        sinks.show_followed(followed(found))
+        return
+    from fedctl.views import show
+
+    state, alive = operation(found)
+    show.show_status(state, alive=alive, as_json=json)
+
+
+@app.command()
+def logs(
+    node: Annotated[str, typer.Argument(help="The node's name.")],
+    run: Annotated[str | None, typer.Option("--run", metavar="RUN", help="Which run; without it the latest.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-F", help="Stay, and print what comes.")] = False,
+    file: FileOption = FED_YAML,
+    json: JsonOption = False,
+) -> None:
+    """Print a node's training log: what your code printed there, and its traceback where it failed."""
+    from fedctl.operations.runs import log
+    from fedctl.views import show
+
+    show.show_log(log(_find(file, run), node, follow=follow and not json), as_json=json)
+
+
+@app.command()
+def stop(run: RunArgument = None, file: FileOption = FED_YAML, json: JsonOption = False) -> None:
+    """Stop a run: its coordinator, then its workers on every node. `launch --resume` takes it up again."""
+    from fedctl.operations.runs import stop as operation
+    from fedctl.views import show
+
+    show.show_ended(operation(_find(file, run)), done="stopped", as_json=json)
+
+
+@app.command()
+def clean(run: RunArgument = None, file: FileOption = FED_YAML, json: JsonOption = False) -> None:
+    """Remove what a run left, here and on its nodes. Its models go with it: copy what you want to keep."""
+    from fedctl.operations.runs import clean as operation
+    from fedctl.views import show
+
+    ended = operation(_find(file, run))
+    show.show_ended(ended, done="removed", as_json=json)
+    if ended.failed:
+        raise typer.Exit(4)
+
+
+@app.command()
+def aggregate(
+    sources: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN or FILES...]", help="A run, or .safetensors and .ckpt files.")
+    ] = None,
+    round: Annotated[int | None, typer.Option("--round", min=1, help="Which round of the run; else its newest.")] = None,
+    strategy: Annotated[str | None, typer.Option("--strategy", metavar="NAME", help="How; else the run's own, or fedavg.")] = None,
+    option: Annotated[list[str] | None, typer.Option("--option", metavar="K=V", help="An option of the strategy.")] = None,
+    weights: Annotated[str | None, typer.Option("--weights", metavar="A,B,...", help="A weight a file; else all equal.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where to write: .safetensors or .ckpt.")] = None,
+    commit: Annotated[bool, typer.Option("--commit", help="Make it the next model of a run that is held.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
+    file: FileOption = FED_YAML,
+    json: JsonOption = False,
+) -> None:
+    """Average what was gathered: over a run's updates, or over any files of weights.
+
+    Over a run it is a what-if beside it, with any strategy, until `--commit` makes it the next model of a run that
+    `launch --hold` left waiting. Over files no run is needed.
+    """
+    from fedctl.operations import aggregate as operation
+    from fedctl.views import show
+
+    request = operation.Request(
+        sources=tuple(sources or ()),
+        folder=file.parent,
+        round=round,
+        strategy=strategy,
+        options=tuple(option or ()),
+        weights=weights,
+        output=output,
+        commit=commit,
+        force=force,
+    )
+    show.show_aggregated(operation.aggregate(request), as_json=json)
+
+
+def _find(file: Path, run: str | None):  # noqa: ANN202
+    from fedctl.rundir import find
+
+    return find(file.parent, run)
+
+
+def _only_without(*, resume: str, **others: object) -> None:
+    from fedctl.errors import UsageError
+
+    for name, value in others.items():
+        if value:
+            raise UsageError(
+                f"{resume} goes on with a run as it is; --{name.strip('_')} belongs to a new one", hint="leave one out"
+            )

@@ -1,0 +1,250 @@
+"""The shell around the plan: what is planned is put in flight, what happens is journalled, folded and planned upon.
+
+One thread, the coordinator's own, journals and folds; the threads of actions put events into its inbox. Nothing here
+decides anything: `plan` does, from the state alone. Nothing here shows anything: the sinks are told.
+"""
+
+import importlib
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol, assert_never
+
+from fedctl.errors import FedctlError, NodeError, RunError
+from fedctl.events import (
+    Event,
+    ModelInitialized,
+    NodeLost,
+    NodeReady,
+    RoundAggregated,
+    RoundHeld,
+    RoundOpened,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    TaskFailed,
+    UpdateReceived,
+)
+from fedctl.federation import Federation
+from fedctl.hosts import Hosts
+from fedctl.jobs import perform
+from fedctl.journal import Journal
+from fedctl.plan import Action, Aggregate, Cancel, Finish, GiveUp, Hold, OpenRound, Perform, Prepare, plan
+from fedctl.records import Progress, TaskKey
+from fedctl.rounds import close_round
+from fedctl.rundir import RunDir
+from fedctl.state import RunState, apply, fold
+from fedctl.strategies import Strategy
+
+MOST_IN_FLIGHT = 1024
+TICK_S = 0.5
+
+
+class Sink(Protocol):
+    """Someone who is told: a dashboard, a file of metrics, a line an event."""
+
+    def event(self, event: Event, state: RunState) -> None: ...
+
+    def progress(self, progress: Progress) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Landed:
+    """An action has come to its end, whatever its end was."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    """An action raised what is no event: the run cannot go on, or there is a bug."""
+
+    error: Exception
+
+
+class Coordinator:
+    """Runs one federation to its end, or to where it cannot go on."""
+
+    def __init__(
+        self,
+        *,
+        federation: Federation,
+        run: RunDir,
+        hosts: Hosts,
+        strategy: Strategy,
+        sinks: Sequence[Sink] = (),
+        hold: bool = False,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._federation = federation
+        self._run = run
+        self._hosts = hosts
+        self._strategy = strategy
+        self._sinks = sinks
+        self._hold = hold
+        self._clock = clock
+        self._inbox: queue.SimpleQueue[Event | Progress | _Landed | _Broken] = queue.SimpleQueue()
+        self._in_flight: set[str] = set()
+        self._state = RunState()
+
+    def run(self) -> RunState:
+        """Work until the run is over; the caller holds the run's lock.
+
+        Raises ConfigError when the user's code cannot be used, ModelError when the updates cannot be aggregated.
+        """
+        with Journal(self._run.journal) as journal:
+            self._state = fold(journal.events)
+            self._book(journal, [self._started()])
+            while not self._state.is_over:
+                self._submit()
+                self._book(journal, self._drain())
+        return self._state
+
+    def _submit(self) -> None:
+        """Put in flight what is planned and is not; an action that changes nothing would come back at once for ever."""
+        for action in plan(self._state, self._federation, self._clock(), hold=self._hold):
+            if action.key not in self._in_flight and len(self._in_flight) < MOST_IN_FLIGHT:
+                self._in_flight.add(action.key)
+                self._begin(action)
+
+    def _begin(self, action: Action) -> None:
+        match action:
+            case OpenRound():
+                self._land(action, RoundOpened(at=self._clock(), round=action.round, nodes=action.nodes))
+            case Hold():
+                self._land(action, RoundHeld(at=self._clock(), round=action.round))
+            case Finish():
+                self._land(action, RunFinished(at=self._clock()))
+            case GiveUp():
+                self._land(action, RunFailed(at=self._clock(), reason=action.reason))
+            case Prepare() | Perform() | Cancel() | Aggregate():
+                threading.Thread(target=self._fly, args=(action,), name=action.key, daemon=True).start()
+            case _:
+                assert_never(action)
+
+    def _fly(self, action: Prepare | Perform | Cancel | Aggregate) -> None:
+        try:
+            self._land(action, self._do(action))
+        except Exception as error:  # handed to the coordinator's own thread, which raises it
+            self._inbox.put(_Broken(error))
+
+    def _do(self, action: Prepare | Perform | Cancel | Aggregate) -> Event:
+        match action:
+            case Prepare(node=node):
+                try:
+                    return NodeReady(at=self._clock(), node=node, facts=self._hosts.of(node).prepare())
+                except NodeError as error:
+                    return NodeLost(at=self._clock(), node=node, reason=error.message)
+            case Perform():
+                return perform(
+                    action,
+                    federation=self._federation,
+                    host=self._hosts.of(action.task.node),
+                    run=self._run,
+                    clock=self._clock,
+                    tell=self._inbox.put,
+                    progressed=self._inbox.put,
+                )
+            case Cancel(task=key):
+                return self._cancel(key)
+            case Aggregate():
+                return close_round(
+                    self._run,
+                    self._state,
+                    contributors=action.contributors,
+                    strategy=self._strategy,
+                    model_args=self._federation.task.model_args,
+                    at=self._clock,
+                )
+            case _:
+                assert_never(action)
+
+    def _cancel(self, key: TaskKey) -> TaskFailed:
+        reason = f"the deadline of {self._federation.schedule.deadline_s:.0f} s passed"
+        try:
+            self._hosts.of(key.node).cancel(key)
+        except NodeError as error:
+            reason += f"; it could not be cancelled: {error.message}"
+        return TaskFailed(at=self._clock(), task=key, reason=reason, retryable=False)
+
+    def _land(self, action: Action, event: Event) -> None:
+        self._inbox.put(event)
+        self._inbox.put(_Landed(action.key))
+
+    def _drain(self) -> list[Event]:
+        """All that the inbox holds; waits for the first, but not past a tick, so that deadlines are seen."""
+        events: list[Event] = []
+        try:
+            item: Any = self._inbox.get(timeout=TICK_S)
+            while True:
+                match item:
+                    case Progress():
+                        for sink in self._sinks:
+                            sink.progress(item)
+                    case _Landed(key=key):
+                        self._in_flight.discard(key)
+                    case _Broken(error=error):
+                        raise error
+                    case _:
+                        events.append(item)
+                item = self._inbox.get_nowait()
+        except queue.Empty:
+            return events
+
+    def _book(self, journal: Journal, events: Sequence[Event]) -> None:
+        """On the disk first, then in the state, then shown, then acted upon."""
+        if not events:
+            return
+        journal.append(events)
+        for event in events:
+            self._state = apply(self._state, event)
+            for sink in self._sinks:
+                sink.event(event, self._state)
+            self._follow_up(event)
+
+    def _follow_up(self, event: Event) -> None:
+        """What needs no answer and changes no plan."""
+        match event:
+            case ModelInitialized():
+                # The first update will need torch; importing it now hides its seconds behind the nodes' work.
+                threading.Thread(target=importlib.import_module, args=("fedctl.weights",), daemon=True).start()
+            case UpdateReceived(task=key):
+                self._in_background(lambda: self._hosts.of(key.node).release([key]))
+            case RoundAggregated() if event.round >= 2:
+                old = self._state.history[-2].model.digest
+                if old != event.model.digest:
+                    for host in self._hosts.of_nodes().values():
+                        self._in_background(lambda host=host: host.release([], [old]))
+            case _:
+                pass
+
+    def _in_background(self, work: Callable[[], None]) -> None:
+        def tolerant() -> None:
+            try:
+                work()
+            except FedctlError:
+                return  # tidying up a node that is away; `clean` does it in the end
+
+        threading.Thread(target=tolerant, daemon=True).start()
+
+    def _started(self) -> RunStarted:
+        federation = self._federation
+        return RunStarted(
+            at=self._clock(),
+            run=self._run.name,
+            federation=federation.name,
+            seed=federation.seed,
+            rounds=federation.rounds,
+            nodes=tuple(node.name for node in federation.nodes),
+            compare=federation.compare,
+            metric=federation.task.monitor.metric,
+            mode=federation.task.monitor.mode,
+        )
+
+
+def raise_if_failed(state: RunState) -> None:
+    """Raises RunError for a run that gave up."""
+    if state.status == "failed":
+        raise RunError(state.reason or "the run failed", hint=f"`fedctl launch --resume {state.run}` tries again")

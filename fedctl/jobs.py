@@ -1,0 +1,152 @@
+"""One task on one node: from the plan's words to the node's terms, and from the node's result to an event.
+
+A failure of the node is an event here, never an exception; only what makes the whole run impossible is raised.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+
+from fedctl.errors import ConfigError, ModelError, NodeError
+from fedctl.events import Event, ModelEvaluated, ModelInitialized, TaskFailed, TaskStarted, Traffic, UpdateReceived
+from fedctl.federation import Federation
+from fedctl.hosts import Done, Host
+from fedctl.plan import Perform
+from fedctl.records import Blob, Progress, Task, TaskKey
+from fedctl.rundir import RunDir, copy_atomically, digest
+
+Clock = Callable[[], datetime]
+
+
+def seed_of(seed: int, key: TaskKey) -> int:
+    """The seed of a task, below 2**32: the same for every attempt, in every process, on every machine."""
+    text = f"{seed}" if key.kind == "initialize" else f"{seed}/{key.round}/{key.node}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def task_of(federation: Federation, action: Perform) -> Task:
+    """What the node is told."""
+    spec, key = federation.task, action.task
+    common = {
+        "key": key,
+        "seed": seed_of(federation.seed, key),
+        "model": spec.model,
+        "model_args": spec.model_args,
+        "data": spec.data,
+        "models": action.models,
+        "codec": federation.codec,
+    }
+    if key.kind == "initialize":
+        arguments = {node.name: {**spec.data_args, **node.data} for node in federation.nodes}
+        return Task(**common, data_args=arguments, trainer={}, threads=1)
+    node = federation.node(key.node)
+    trainer = {**spec.trainer, "accelerator": node.accelerator, "devices": node.devices}
+    for limit in ("max_epochs", "max_steps"):
+        if isinstance(trainer.get(limit), int):
+            trainer[limit] *= action.passes
+    return Task(**common, data_args={**spec.data_args, **node.data}, trainer=trainer, threads=node.threads)
+
+
+def perform(
+    action: Perform,
+    *,
+    federation: Federation,
+    host: Host,
+    run: RunDir,
+    clock: Clock,
+    tell: Callable[[Event], None],
+    progressed: Callable[[Progress], None],
+) -> Event:
+    """Have the task done and return what became of it; `tell` hears that it was started."""
+    key = action.task
+    task = task_of(federation, action)
+    try:
+        if key.kind == "initialize":
+            host.prepare()
+        done = host.perform(
+            task,
+            {label: model_path(run, label, blob, key) for label, blob in action.models.items()},
+            started=lambda: tell(TaskStarted(at=clock(), task=key)),
+            progressed=progressed,
+        )
+        if done.result.error is not None:
+            if key.kind == "initialize" and not done.result.retryable:
+                raise ConfigError(done.result.error, hint=_hint(done.result.error))
+            return TaskFailed(
+                at=clock(),
+                task=key,
+                reason=done.result.error,
+                retryable=done.result.retryable,
+                detail=done.result.detail,
+            )
+        return _answer(action, done, host, run, clock)
+    except (NodeError, ModelError) as error:
+        return TaskFailed(at=clock(), task=key, reason=error.message, retryable=isinstance(error, NodeError))
+
+
+def model_path(run: RunDir, label: str, blob: Blob, key: TaskKey) -> Path:
+    """Where the coordinator keeps the model that a task names."""
+    if label.startswith("alone/"):
+        return run.alone(label.removeprefix("alone/"))
+    number = key.round - 1 if key.kind == "train" else key.round
+    return run.round_model(number)
+
+
+def _answer(action: Perform, done: Done, host: Host, run: RunDir, clock: Clock) -> Event:
+    key, result = action.task, done.result
+    if key.kind in ("evaluate", "compare"):
+        if set(result.scores) != set(action.models):
+            raise NodeError("the node scored other models than it was asked to")
+        return ModelEvaluated(
+            at=clock(), task=key, scores=result.scores, seconds=result.seconds, bytes=done.traffic
+        )
+    if result.update is None:
+        raise NodeError("the node returned no update")
+    target = _target(run, key)
+    came = 0 if _is_there(target, result.update) else host.fetch_update(key, result.update, target)
+    if key.kind == "initialize":
+        copy_atomically(target, run.model)
+        return ModelInitialized(at=clock(), model=result.update)
+    from fedctl.weights import Weights, check_update  # torch is slow to import, and not needed before the first update
+
+    try:
+        check_update(Weights.open(target), Weights.open(run.round_model(0)), what=f"the update of {key.node}")
+    except ModelError:
+        target.unlink()
+        raise
+    return UpdateReceived(
+        at=clock(),
+        task=key,
+        update=result.update,
+        examples=result.examples,
+        metrics=result.metrics,
+        seconds=result.seconds,
+        bytes=Traffic(sent=done.traffic.sent, received=came),
+    )
+
+
+def _target(run: RunDir, key: TaskKey) -> Path:
+    match key.kind:
+        case "initialize":
+            return run.round_model(0)
+        case "alone":
+            return run.alone(key.node)
+        case _:
+            return run.update(key.round, key.node)
+
+
+def _is_there(path: Path, blob: Blob) -> bool:
+    return path.exists() and path.stat().st_size == blob.size and digest(path) == blob
+
+
+def _hint(error: str) -> str:
+    """The next thing to do about code that cannot be used."""
+    hints: Mapping[str, str] = {
+        "ModuleNotFoundError": "install it in the environment that fedctl runs in, or name it in requirements.txt",
+        "task.model_args": "`task: {model_args: {...}}` in fed.yaml are the arguments of the model's __init__",
+        "task.data_args": "`task: {data_args: {...}}` and each node's `data:` are the arguments of the data module",
+        "no train_dataloader": "a LightningDataModule needs train_dataloader(), and val_dataloader() to be scored",
+        "is no Lightning": "`task.model` names a LightningModule and `task.data` a LightningDataModule",
+    }
+    return next((hint for part, hint in hints.items() if part in error), "the code runs on its own first? mend it there")

@@ -1,0 +1,91 @@
+"""The journal on disk: one event a line, append-only, one writer.
+
+Owns syncing, the repair of a torn last line and following a growing file; knows nothing of what events mean.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+from fedctl import events
+from fedctl.errors import StateError
+from fedctl.events import Event
+
+
+class Journal:
+    """The writer's end. Open it only while holding the run's lock."""
+
+    def __init__(self, path: Path) -> None:
+        """Repairs a torn tail; raises StateError when a line before the last is damaged."""
+        self._path = path
+        self.events, whole = _read(path)
+        self.was_torn = whole < path.stat().st_size
+        self._file = path.open("ab")
+        if self.was_torn:
+            self._file.truncate(whole)
+
+    def append(self, batch: Iterable[Event]) -> None:
+        """Append events and return when they are on the disk; one sync for all of them."""
+        self._file.write(b"".join(events.dump(event).encode() + b"\n" for event in batch))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> list[Event]:
+    """All events so far; a last line that is torn, or still being written, is left out."""
+    return _read(path)[0]
+
+
+def follow(path: Path) -> Iterator[list[Event]]:
+    """The events so far, then whatever has come since, for ever; an empty list when nothing has. The caller waits."""
+    offset = 0
+    while True:
+        with path.open("rb") as file:
+            file.seek(offset)
+            fresh = file.read()
+        end = fresh.rfind(b"\n") + 1
+        offset += end
+        yield [_load(line, path, 0) for line in fresh[:end].splitlines()]
+
+
+def _read(path: Path) -> tuple[list[Event], int]:
+    """The events, and how many bytes of the file they take."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StateError(f"cannot read {path}: {error.strerror}") from error
+    found: list[Event] = []
+    whole = 0
+    lines = content.splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        is_last = number == len(lines)
+        if is_last and not line.endswith(b"\n"):
+            break
+        try:
+            found.append(_load(line, path, number))
+        except StateError:
+            if is_last:
+                break
+            raise
+        whole += len(line)
+    return found, whole
+
+
+def _load(line: bytes, path: Path, number: int) -> Event:
+    try:
+        return events.load(line.decode())
+    except ValueError as error:
+        raise StateError(
+            f"{path}:{number}: the journal is damaged: {error}",
+            hint="put the file back from a copy; the models of closed rounds are whole in rounds/, and"
+            " `fedctl aggregate` works on them",
+        ) from error

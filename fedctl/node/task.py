@@ -1,0 +1,114 @@
+"""One task on a node, from `task.json` to `result.json`.
+
+The task's folder is locked while it is worked on; its output goes to `train.log`; `result.json` is written last, by
+rename, and is the only mark of "finished". Every failure of the user's code becomes a result too.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedctl.node.agent import write_whole
+from fedctl.node.trainers import TRAINERS, resolve
+from fedctl.records import Progress, Result, Task
+
+PROGRESS_S = 0.2
+PROGRAMMING_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+"""What a second attempt would raise again."""
+
+
+class Reporter:
+    """Appends to `progress.jsonl`, at most every `PROGRESS_S` seconds within a phase."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.phase = ""
+        self.at = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.phase == self.phase and now - self.at < PROGRESS_S:
+            return
+        self.phase, self.at = progress.phase, now
+        with self.path.open("a") as file:
+            file.write(json.dumps(progress.to_json()) + "\n")
+
+
+def perform(folder: Path, *, threads: int) -> None:
+    """Do the task in that folder, unless it is done; `threads` is for torch where the task does not say."""
+    with (folder / "lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / "result.json").exists():
+            return
+        write_whole(str(folder / "pid"), str(os.getpid()).encode())
+        with _output_to(folder / "train.log"):
+            result = _result_of(folder, threads)
+        write_whole(str(folder / "result.json"), json.dumps(result.to_json()).encode())
+
+
+def _result_of(folder: Path, threads: int) -> Result:
+    task = Task.from_json(json.loads((folder / "task.json").read_text()))
+    blobs = folder.parent.parent.parent / "blobs"
+    models = {label: blobs / blob.digest for label, blob in task.models.items()}
+    try:
+        trainer = resolve(TRAINERS["lightning"])
+        return trainer(task, models, folder, Reporter(folder / "progress.jsonl"), task.threads or threads)
+    except (KeyboardInterrupt, SystemExit, Exception) as error:  # whatever the user's code does, it is a result
+        traceback.print_exc()
+        return Result(
+            key=task.key,
+            error=explain(error),
+            detail="".join(traceback.format_exception(error))[-8000:],
+            retryable=not isinstance(error, PROGRAMMING_ERRORS),
+        )
+
+
+def explain(error: BaseException) -> str:
+    """One line: where in the user's code it happened, and what."""
+    project = sys.path[0]
+    text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
+    line = next((line for line in text.splitlines() if line.strip()), text)[:500]
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{_inside(error.filename, project)}:{error.lineno}: {line}"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.startswith(project + os.sep):
+            return f"{_inside(frame.filename, project)}:{frame.lineno}: {line}"
+    return line
+
+
+def _inside(filename: str, project: str) -> str:
+    return os.path.relpath(filename, project) if filename.startswith(project) else filename
+
+
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Send stdout and stderr, of C code and of subprocesses too, to a file for a while."""
+    saved = [os.dup(1), os.dup(2)]
+    with path.open("ab", buffering=0) as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, descriptor)
+            os.close(copy)

@@ -1,0 +1,224 @@
+"""Trains the user's LightningModule with the Lightning that it subclasses: `lightning.pytorch` or `pytorch_lightning`.
+
+The module and the data module are built anew for every task and everything is seeded from the task, so a warm process
+and a cold one give the same bits. Nothing of the user's is changed: fedctl adds one callback, and switches off what
+would write files or draw bars (the logger, checkpoints, the progress bar, the summary).
+"""
+
+import importlib
+import inspect
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fedctl.codecs import build
+from fedctl.records import Progress, Result, Score, Task
+from fedctl.weights import Weights, save
+
+Flavour = Literal["lightning.pytorch", "pytorch_lightning"]
+FLAVOURS: tuple[Flavour, ...] = ("pytorch_lightning", "lightning.pytorch")
+Report = Callable[[Progress], None]
+
+
+def perform(task: Task, models: Mapping[str, Path], folder: Path, report: Report, threads: int) -> Result:
+    """Do one task of any kind; raises whatever the user's code raises."""
+    torch.set_num_threads(threads)
+    report(Progress(key=task.key, phase="loading"))
+    match task.key.kind:
+        case "initialize":
+            return _initialize(task, folder)
+        case "train" | "alone":
+            return _train(task, models["base"], folder, report)
+        case "evaluate" | "compare":
+            return _evaluate(task, models, folder, report)
+
+
+def _initialize(task: Task, folder: Path) -> Result:
+    """Build the first model from the user's code and the seed, and check that the data module can be built."""
+    model_class = _load(task.model)
+    flavour = _flavour(model_class, "LightningModule", task.model)
+    data_class = _load(task.data)
+    _flavour(data_class, "LightningDataModule", task.data, flavour)
+    if data_class.train_dataloader is importlib.import_module(flavour).LightningDataModule.train_dataloader:
+        raise TypeError(f"{task.data} has no train_dataloader()")
+    _bind(model_class, task.model, task.model_args, "model_args")
+    for node, arguments in task.data_args.items():
+        _bind(data_class, task.data, arguments, f"data_args, or the data of node {node},")
+    _seed(flavour, task.seed)
+    model = model_class(**task.model_args)
+    return Result(key=task.key, update=save(folder / "update.safetensors", model.state_dict()))
+
+
+def _train(task: Task, base: Path, folder: Path, report: Report) -> Result:
+    model, data, trainer, callback = _prepare(task, folder, report, "training")
+    model.load_state_dict(dict(build(task.codec).decode(Weights.open(base))))
+    _seed(_flavour_of(model), task.seed)
+    began = time.perf_counter()
+    trainer.fit(model, datamodule=data)
+    seconds = time.perf_counter() - began
+    if trainer.interrupted:
+        raise RuntimeError("the training was interrupted")
+    if callback.examples == 0:
+        raise ValueError(f"{task.data} gave no training batch for node {task.key.node}: its data is empty")
+    report(Progress(key=task.key, phase="saving"))
+    update = save(folder / "update.safetensors", build(task.codec).encode(model.state_dict()))
+    return Result(
+        key=task.key,
+        examples=callback.examples,
+        metrics=_numbers(trainer.callback_metrics),
+        update=update,
+        seconds=seconds,
+        accelerator=_accelerator(trainer),
+    )
+
+
+def _evaluate(task: Task, models: Mapping[str, Path], folder: Path, report: Report) -> Result:
+    """Validate each of the models on this node's own validation data."""
+    model, data, trainer, callback = _prepare(task, folder, report, "evaluating")
+    scores = {}
+    seconds = 0.0
+    for label, path in models.items():
+        model.load_state_dict(dict(build(task.codec).decode(Weights.open(path))))
+        _seed(_flavour_of(model), task.seed)
+        callback.examples = 0
+        began = time.perf_counter()
+        metrics = trainer.validate(model, datamodule=data, verbose=False) if _has_validation(data, model) else []
+        seconds += time.perf_counter() - began
+        merged = {name: value for part in metrics for name, value in part.items()}
+        scores[label] = Score(examples=callback.examples, metrics=_numbers(merged))
+    return Result(key=task.key, scores=scores, seconds=seconds, accelerator=_accelerator(trainer))
+
+
+def _prepare(task: Task, folder: Path, report: Report, phase: Literal["training", "evaluating"]) -> tuple[Any, ...]:
+    """The model, the data module, a Trainer and fedctl's callback, all new."""
+    model_class, data_class = _load(task.model), _load(task.data)
+    flavour = _flavour(model_class, "LightningModule", task.model)
+    _flavour(data_class, "LightningDataModule", task.data, flavour)
+    lightning = importlib.import_module(flavour)
+    _seed(flavour, task.seed)
+    model = model_class(**task.model_args)
+    data = data_class(**task.data_args)
+    callback = _callback(lightning, task, report, phase)
+    options: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "default_root_dir": folder,
+        **task.trainer,
+    }
+    if not options.keys() & {"limit_val_batches", "val_check_interval", "check_val_every_n_epoch"} and phase == "training":
+        # The global model is validated in tasks of its own; validating the local one at every epoch would double the work.
+        options["limit_val_batches"] = 0
+    options["callbacks"] = [*options.get("callbacks", ()), callback]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = lightning.Trainer(**options)
+    return model, data, trainer, callback
+
+
+def _callback(lightning: Any, task: Task, report: Report, phase: Literal["training", "evaluating"]) -> Any:
+    """A callback of the user's Lightning that counts examples and tells the progress."""
+    extract_batch_size = importlib.import_module(f"{lightning.__name__}.utilities.data").extract_batch_size
+
+    def count(batch: Any) -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return int(extract_batch_size(batch))
+
+    class Telemetry(lightning.Callback):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            self.examples = 0
+            """Examples of one pass over the data: those of the first epoch."""
+
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+            if trainer.current_epoch == 0:
+                self.examples += count(batch)
+            steps = trainer.num_training_batches
+            report(
+                Progress(
+                    key=task.key,
+                    phase=phase,
+                    epoch=trainer.current_epoch + 1,
+                    epochs=max(trainer.max_epochs or 0, 0),
+                    step=index + 1,
+                    steps=steps if isinstance(steps, int) else 0,
+                    metrics=_numbers(trainer.callback_metrics),
+                )
+            )
+
+        def on_validation_batch_end(
+            self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int, dataloader_idx: int = 0
+        ) -> None:
+            if phase == "evaluating":
+                self.examples += count(batch)
+                report(Progress(key=task.key, phase=phase, step=index + 1))
+
+    return Telemetry()
+
+
+def _load(target: str) -> Any:
+    """The class behind `folder/file.py:Class`, imported as the user's own code would import it."""
+    path, _, name = target.partition(":")
+    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        raise ImportError(f"{path} has no {name}") from None
+
+
+def _flavour(kind: Any, base: str, target: str, wanted: Flavour | None = None) -> Flavour:
+    """Which Lightning a class belongs to; raises TypeError when it is none, or not that of its model."""
+    for flavour in FLAVOURS:
+        if inspect.isclass(kind) and any(
+            parent.__name__ == base and parent.__module__.startswith(flavour + ".") for parent in kind.__mro__
+        ):
+            if wanted not in (None, flavour):
+                raise TypeError(f"{target} is a {base} of {flavour}, but the model is one of {wanted}: import one of them in both")
+            return flavour
+    raise TypeError(f"{target} is no {base}")
+
+
+def _flavour_of(model: Any) -> Flavour:
+    return _flavour(type(model), "LightningModule", type(model).__name__)
+
+
+def _bind(kind: Any, target: str, arguments: Mapping[str, Any], where: str) -> None:
+    """Raises TypeError when a class cannot be called with these arguments."""
+    try:
+        inspect.signature(kind).bind(**arguments)
+    except TypeError as error:
+        raise TypeError(f"{target}: {error}; give it in task.{where} in fed.yaml") from None
+
+
+def _has_validation(data: Any, model: Any) -> bool:
+    """Lightning refuses to validate where there is no loader or no step; that is no failure of the node's."""
+    lightning = importlib.import_module(_flavour_of(model))
+    return (
+        type(data).val_dataloader is not lightning.LightningDataModule.val_dataloader
+        and type(model).validation_step is not lightning.LightningModule.validation_step
+    )
+
+
+def _seed(flavour: Flavour, seed: int) -> None:
+    """Seed Python, NumPy and torch; `seed` is below 2**32."""
+    importlib.import_module(flavour).seed_everything(seed, verbose=False)
+
+
+def _accelerator(trainer: Any) -> str:
+    return f"{trainer.strategy.root_device}"
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Scalars alone, as floats; a diverged one stays NaN."""
+    numbers = {}
+    for name, value in metrics.items():
+        if isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+            numbers[name] = float(value) if math.isfinite(float(value)) else math.nan
+    return numbers

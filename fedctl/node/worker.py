@@ -1,0 +1,197 @@
+"""The worker: a detached process on a node that imports torch and Lightning once and forks a pool of warm children.
+
+It takes tasks from its run's queue in the order in which they came and hands each to an idle child, at most `slots` at
+once. It survives the agent and the coordinator, and leaves when it has been idle too long or is killed. Where forking
+would not be safe (another platform, threads in the parent) its children are fresh interpreters instead.
+"""
+
+import fcntl
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from fedctl.node.agent import Run, cpus, key_of
+
+LOOK_S = 1.0
+"""How long a nudge may be missed before the worker looks at its queue by itself."""
+
+
+@dataclass(slots=True)
+class Child:
+    """One warm process; `folder` is the task that it works on, or None."""
+
+    pid: int
+    line: socket.socket
+    folder: str | None = None
+
+
+def main(path: str) -> None:
+    """Serve the run in that folder until idle for too long; returns at once when another worker serves it."""
+    folder = Path(path)
+    lock = _lock(folder / "worker.lock")
+    if lock is None:
+        return
+    (folder / "worker.pid").write_text(str(os.getpid()))
+    spec = json.loads((folder / "worker.json").read_text())
+    pool = Pool(folder, spec)
+    for module in spec["preload"]:
+        importlib.import_module(module)
+    pool.serve()
+
+
+class Pool:
+    """The queue's consumers."""
+
+    def __init__(self, folder: Path, spec: Mapping[str, Any]) -> None:
+        self.run = Run(str(folder))
+        self.folder = folder
+        self.slots = spec["slots"] or cpus()
+        self.idle_s = float(spec["idle_s"])
+        self.children: dict[int, Child] = {}
+        self.nudges = _fifo(folder / "wake")
+
+    def serve(self) -> None:
+        """Dispatch until nothing has happened for `idle_s`."""
+        active_at = time.monotonic()
+        while True:
+            self._dispatch()
+            if any(child.folder for child in self.children.values()):
+                active_at = time.monotonic()
+            elif time.monotonic() - active_at > self.idle_s:
+                break
+            self._wait()
+        for child in self.children.values():
+            child.line.close()
+
+    def _dispatch(self) -> None:
+        queue = self.folder / "queue"
+        for entry in sorted(os.listdir(queue)):
+            child = self._idle_child()
+            if child is None:
+                return
+            child.folder = entry.split("-", 1)[1]
+            try:
+                child.line.sendall(child.folder.encode() + b"\n")
+            except OSError:
+                self._bury(child)
+                continue
+            (queue / entry).unlink(missing_ok=True)
+
+    def _idle_child(self) -> Child | None:
+        for child in self.children.values():
+            if child.folder is None:
+                return child
+        if len(self.children) >= self.slots:
+            return None
+        child = _start_child(self.folder, self.slots, [c.line for c in self.children.values()])
+        self.children[child.line.fileno()] = child
+        return child
+
+    def _wait(self) -> None:
+        ready, _, _ = select.select([self.nudges, *self.children], [], [], LOOK_S)
+        for descriptor in ready:
+            if descriptor == self.nudges:
+                os.read(self.nudges, 4096)
+                continue
+            child = self.children[descriptor]
+            try:
+                answered = child.line.recv(1)
+            except OSError:
+                answered = b""
+            if answered:
+                child.folder = None
+            else:
+                self._bury(child)
+
+    def _bury(self, child: Child) -> None:
+        """A child died: the task that it held has failed."""
+        del self.children[child.line.fileno()]
+        child.line.close()
+        _, status = os.waitpid(child.pid, 0)
+        if child.folder is None:
+            return
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            why = f"was killed by {signal.Signals(number).name}"
+            if number == signal.SIGKILL:
+                why += " (out of memory, or by hand)"
+        else:
+            why = f"ended with status {os.WEXITSTATUS(status)}"
+        self.run.fail(key_of(child.folder), f"the process {why}", True)
+
+
+def child_main(folder: str, slots: int, descriptor: int) -> None:
+    """Do the tasks whose folders arrive on the socket, until it closes."""
+    from fedctl.node.task import perform
+
+    os.setpgid(0, 0)
+    line = socket.socket(fileno=descriptor)
+    threads = max(1, cpus() // slots)
+    with line.makefile("r") as names:
+        for name in names:
+            perform(Path(folder) / name.strip(), threads=threads)
+            try:
+                line.sendall(b".")
+            except OSError:
+                return
+
+
+def _start_child(folder: Path, slots: int, others: list[socket.socket]) -> Child:
+    ours, theirs = socket.socketpair()
+    if _fork_is_safe():
+        pid = os.fork()
+        if pid == 0:
+            try:
+                ours.close()
+                for other in others:
+                    other.close()
+                child_main(str(folder), slots, theirs.detach())
+            finally:
+                os._exit(0)
+    else:
+        os.set_inheritable(theirs.fileno(), True)
+        code = (
+            f"import sys; sys.path[0:1] = {sys.path[:2]!r}; from fedctl.node.worker import child_main; "
+            f"child_main({str(folder)!r}, {slots}, {theirs.fileno()})"
+        )
+        pid = subprocess.Popen([sys.executable, "-c", code], close_fds=True, pass_fds=[theirs.fileno()]).pid
+    theirs.close()
+    return Child(pid=pid, line=ours)
+
+
+def _fork_is_safe() -> bool:
+    """A process with threads may hold locks that its fork would wait for in vain; only Linux lets us count them."""
+    try:
+        return len(os.listdir("/proc/self/task")) == 1
+    except OSError:
+        return False
+
+
+def _fifo(path: Path) -> int:
+    """A FIFO that is open for both ends, so that it never reads as closed."""
+    if not path.exists():
+        os.mkfifo(path, 0o600)
+    return os.open(path, os.O_RDWR | os.O_NONBLOCK)
+
+
+def _lock(path: Path) -> IO[bytes] | None:
+    file = path.open("ab")
+    for _ in range(40):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return file
+    file.close()
+    return None

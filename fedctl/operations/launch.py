@@ -1,0 +1,196 @@
+"""`fedctl launch`: a new run of a federation, or the continuation of one."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+import fedctl
+from fedctl import bundle, rundir, topology
+from fedctl.coordinator import Coordinator, Sink
+from fedctl.errors import ConfigError, FedctlError, StateError
+from fedctl.federation import Federation
+from fedctl.hosts import Hosts, Work
+from fedctl.journal import read
+from fedctl.operations.rehearsal import rehearse
+from fedctl.plan import needed
+from fedctl.records import Blob
+from fedctl.rundir import RunDir
+from fedctl.sinks import MetricsSink
+from fedctl.state import RunState, fold
+from fedctl.strategies import build
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """What a launch would do. Sizes are in bytes; `sent` and `received` are of one round, seen from the coordinator."""
+
+    federation: Federation
+    cohort: int
+    quorum: int
+    model: Blob
+    sent: int
+    received: int
+    bundle_size: int
+    bundle_files: int
+
+
+class Interrupted(FedctlError):
+    """The coordinator was asked to leave; the nodes' work goes on."""
+
+    exit_code = 130
+
+
+def dry_run(path: Path, overrides: Sequence[str] = ()) -> DryRun:
+    """What a launch would do; builds the first model in a folder of its own and leaves no trace."""
+    federation = topology.load(path, overrides)
+    build(federation.strategy)
+    model = rehearse(federation)
+    hosts = {(node.host, node.user, node.port, node.python) for node in federation.nodes}
+    cohort = needed(federation.schedule.cohort, len(federation.nodes))
+    return DryRun(
+        federation=federation,
+        cohort=cohort,
+        quorum=needed(federation.schedule.quorum, cohort),
+        model=model,
+        sent=model.size * min(cohort, len(hosts)),
+        received=model.size * cohort,
+        bundle_size=len(bundle.pack(federation)),
+        bundle_files=sum(1 for _ in bundle.project_files(federation.folder)),
+    )
+
+
+def launch(
+    path: Path,
+    *,
+    name: str | None = None,
+    overrides: Sequence[str] = (),
+    hold: bool = False,
+    sinks: Sequence[Sink] = (),
+) -> RunState:
+    """Run a federation to its end in a new run. Code that cannot be used leaves no run behind."""
+    federation = topology.load(path, overrides)
+    if name is not None:
+        rundir.check_name(name)
+    build(federation.strategy)
+    name = name or rundir.new_name(federation.name, datetime.now(UTC), federation.folder)
+    run = rundir.create(
+        federation.folder,
+        name,
+        configuration=path.read_text(),
+        bundle=bundle.pack(federation),
+        facts={
+            "fedctl": fedctl.__version__,
+            "federation": federation.name,
+            "seed": federation.seed,
+            "folder": str(federation.folder),
+            "overrides": list(overrides),
+        },
+    )
+    try:
+        return _coordinate(federation, run, hold=hold, sinks=sinks)
+    except ConfigError:
+        with contextlib.suppress(FedctlError):
+            _forget(federation, run)
+        raise
+
+
+def resume(run: RunDir, *, hold: bool = False, sinks: Sequence[Sink] = ()) -> RunState:
+    """Go on with a run where its journal ends, with the code and the configuration that it was started with."""
+    federation = configured(run)
+    state = fold(read(run.journal))
+    if state.status == "finished":
+        raise StateError(f"run {run.name} has finished", hint=f"`fedctl status {run.name}` shows what came of it")
+    return _coordinate(federation, run, hold=hold, sinks=sinks)
+
+
+def configured(run: RunDir) -> Federation:
+    """The federation of a run, as it was given."""
+    facts = run.facts()
+    return topology.parse(
+        run.configuration.read_text(),
+        name=str(run.configuration),
+        folder=Path(facts["folder"]),
+        overrides=facts["overrides"],
+    )
+
+
+def work_of(federation: Federation, run: RunDir) -> Work:
+    """What the run asks of its hosts."""
+    facts = run.facts()
+    return Work(
+        run=run.name,
+        identity=facts["identity"],
+        bundle=Blob(digest=facts["bundle"], size=run.bundle.stat().st_size),
+        bundle_path=run.bundle,
+        preload=bundle.preload(federation),
+        cwd=str(federation.folder),
+    )
+
+
+def _coordinate(federation: Federation, run: RunDir, *, hold: bool, sinks: Sequence[Sink]) -> RunState:
+    hosts = Hosts(federation, work_of(federation, run))
+    with run.lock(), MetricsSink(run.metrics) as metrics, _leaving_on_signals(run.name):
+        try:
+            state = Coordinator(
+                federation=federation,
+                run=run,
+                hosts=hosts,
+                strategy=build(federation.strategy),
+                sinks=(metrics, *sinks),
+                hold=hold,
+            ).run()
+            if state.status == "finished":
+                _tidy(hosts)
+            return state
+        except OSError as error:
+            raise StateError(
+                f"cannot write the run: {error.strerror}: {error.filename or run.path}",
+                hint=f"make room, then `fedctl launch --resume {run.name}`",
+            ) from error
+        finally:
+            hosts.close()
+
+
+def _tidy(hosts: Hosts) -> None:
+    """A finished run needs its workers no more; its folders stay on the nodes for `logs` until `clean`."""
+    for host in hosts.of_nodes().values():
+        with contextlib.suppress(FedctlError):
+            host.stop()
+
+
+def _forget(federation: Federation, run: RunDir) -> None:
+    hosts = Hosts(federation, work_of(federation, run))
+    try:
+        for host in hosts.of_nodes().values():
+            host.remove([])
+    finally:
+        hosts.close()
+        rundir.remove(run)
+
+
+@contextlib.contextmanager
+def _leaving_on_signals(name: str) -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into one error that names the command to resume; only the main thread may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(
+            f"left run {name}; what its nodes were doing goes on without this coordinator",
+            hint=f"`fedctl launch --resume {name}` takes it up again, `fedctl stop {name}` ends it on the nodes",
+        )
+
+    previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {
+        number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,58 @@
+"""A rehearsal: the federation's first model, built through a real agent and worker in a folder that is then removed."""
+
+import contextlib
+import hashlib
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fedctl import bundle
+from fedctl.errors import NodeError
+from fedctl.events import ModelInitialized, TaskFailed
+from fedctl.federation import Federation
+from fedctl.hosts import Host, Work
+from fedctl.jobs import perform
+from fedctl.plan import Perform
+from fedctl.records import COORDINATOR, Blob, TaskKey
+from fedctl.rundir import RunDir
+from fedctl.transports.local import LocalTransport
+
+
+def rehearse(federation: Federation) -> Blob:
+    """The size and digest of the first model. Raises ConfigError when the user's code cannot be used."""
+    with tempfile.TemporaryDirectory(prefix="fedctl-") as place:
+        run = RunDir(Path(place) / "run")
+        run.path.mkdir()
+        content = bundle.pack(federation)
+        run.bundle.write_bytes(content)
+        work = Work(
+            run="rehearsal",
+            identity="rehearsal",
+            bundle=Blob(digest=hashlib.sha256(content).hexdigest(), size=len(content)),
+            bundle_path=run.bundle,
+            preload=bundle.preload(federation),
+            cwd=str(federation.folder),
+        )
+        host = Host(LocalTransport(home=f"{place}/home"), python=sys.executable, slots=1, work=work)
+        try:
+            event = perform(
+                Perform(task=TaskKey(round=0, node=COORDINATOR, kind="initialize")),
+                federation=federation,
+                host=host,
+                run=run,
+                clock=lambda: datetime.now(UTC),
+                tell=lambda _: None,
+                progressed=lambda _: None,
+            )
+        finally:
+            with contextlib.suppress(NodeError):
+                host.stop()
+            host.close()
+    match event:
+        case ModelInitialized(model=model):
+            return model
+        case TaskFailed(reason=reason):
+            raise NodeError(f"the first model could not be built: {reason}")
+        case _:
+            raise AssertionError(event)

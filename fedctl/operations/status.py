@@ -1,0 +1,68 @@
+"""`fedctl status`: a run's state, from its journal alone."""
+
+import json
+import time
+from collections.abc import Iterator
+
+from fedctl.errors import StateError
+from fedctl.events import Event
+from fedctl.journal import follow as follow_journal
+from fedctl.journal import read
+from fedctl.records import Progress
+from fedctl.rundir import RunDir
+from fedctl.state import RunState, apply, fold
+
+LOOK_S = 0.2
+
+
+def status(run: RunDir) -> tuple[RunState, bool]:
+    """The state, and whether a coordinator works on the run right now."""
+    run.facts()
+    alive = run.is_alive
+    return fold(read(run.journal)), alive
+
+
+def follow(run: RunDir) -> Iterator[tuple[RunState, list[Event | Progress], bool]]:
+    """The state, what is new since the last, and whether a coordinator lives; ends when the run does."""
+    run.facts()
+    state = RunState()
+    samples = _samples(run)
+    for events in follow_journal(run.journal):
+        alive = run.is_alive
+        for event in events:
+            state = apply(state, event)
+        yield state, [*events, *next(samples)], alive
+        if not events and not alive:
+            return
+        time.sleep(LOOK_S)
+
+
+def _samples(run: RunDir) -> Iterator[list[Progress]]:
+    """What `metrics.jsonl` has gained since the last time; damaged lines are nothing that matters."""
+    offset = 0
+    while True:
+        found = []
+        if run.metrics.exists():
+            with run.metrics.open("rb") as file:
+                file.seek(offset)
+                fresh = file.read()
+            end = fresh.rfind(b"\n") + 1
+            offset += end
+            for line in fresh[:end].splitlines():
+                try:
+                    sample = json.loads(line)
+                    del sample["at"]
+                    found.append(Progress.from_json(sample))
+                except (ValueError, KeyError, TypeError):
+                    continue
+        yield found
+
+
+def require_held(run: RunDir) -> RunState:
+    """The state of a run that waits for a manual aggregation; raises StateError for any other."""
+    state, _ = status(run)
+    if state.open is None or state.status != "held":
+        raise StateError(
+            f"run {run.name} holds no round to commit", hint="`fedctl launch --hold` stops once a round's updates are in"
+        )
+    return state

@@ -1,0 +1,58 @@
+"""Closing a round on disk: the updates become the next model, and the user's own copies of it.
+
+The one place where a run's files meet a strategy; the coordinator and `aggregate --commit` both come here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from fedctl.errors import ModelError
+from fedctl.events import RoundAggregated
+from fedctl.rundir import RunDir, copy_atomically
+from fedctl.state import RunState
+from fedctl.strategies import Strategy
+
+
+def close_round(
+    run: RunDir,
+    state: RunState,
+    *,
+    contributors: Sequence[str],
+    strategy: Strategy,
+    model_args: Mapping[str, Any],
+    at: Callable[[], datetime],
+) -> RoundAggregated:
+    """Aggregate the open round's updates into its model and publish that as the run's newest; idempotent.
+
+    Raises ModelError when a file is damaged or the result is not finite.
+    """
+    from fedctl.aggregation import aggregate_round
+
+    if state.open is None:
+        raise ModelError(f"run {run.name} has no open round")
+    number = state.open.number
+    memory = run.memory(number - 1)
+    model = aggregate_round(
+        model=run.round_model(number - 1),
+        updates={
+            name: (run.update(number, name), update.examples)
+            for name, update in state.open.updates.items()
+            if name in contributors
+        },
+        memory=memory if memory.exists() else None,
+        strategy=strategy,
+        model_out=run.round_model(number),
+        memory_out=run.memory(number),
+    )
+    publish(run, number, model_args)
+    return RoundAggregated(at=at(), round=number, model=model, contributors=tuple(contributors))
+
+
+def publish(run: RunDir, number: int, model_args: Mapping[str, Any]) -> None:
+    """Make a round's model the run's `model.safetensors` and `model.ckpt`."""
+    from fedctl.weights import Weights, save_checkpoint
+
+    copy_atomically(run.round_model(number), run.model)
+    save_checkpoint(run.checkpoint, Weights.open(run.round_model(number)), model_args)
+

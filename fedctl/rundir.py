@@ -1,0 +1,253 @@
+"""Every file name on the coordinator: a run is a folder under `runs/`.
+
+Owns names, the lock, the `latest` link and atomic writes; knows nothing of what the files mean.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fedctl.errors import StateError, UsageError
+from fedctl.records import Blob
+
+SCHEMA = 1
+RUNS = "runs"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """One run's folder."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def configuration(self) -> Path:
+        return self.path / "fed.yaml"
+
+    @property
+    def bundle(self) -> Path:
+        return self.path / "bundle.tar"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "model.ckpt"
+
+    def round(self, number: int) -> Path:
+        return self.path / "rounds" / f"{number:04d}"
+
+    def round_model(self, number: int) -> Path:
+        """The global model after that round; round 0 is the first model."""
+        return self.round(number) / "model.safetensors"
+
+    def memory(self, number: int) -> Path:
+        return self.round(number) / "memory.safetensors"
+
+    def update(self, number: int, node: str) -> Path:
+        return self.round(number) / "updates" / f"{node}.safetensors"
+
+    def alone(self, node: str) -> Path:
+        return self.path / "alone" / f"{node}.safetensors"
+
+    def log(self, node: str) -> Path:
+        return self.path / "logs" / f"{node}.log"
+
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` says; raises StateError when it is missing, damaged or of another version."""
+        try:
+            facts: dict[str, Any] = json.loads((self.path / "run.json").read_text())
+            schema = facts["schema"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise StateError(f"{self.path}/run.json is missing or damaged") from None
+        if schema != SCHEMA:
+            raise StateError(
+                f"{self.path} was written by another version of fedctl (schema {schema}, this one reads {SCHEMA})",
+                hint=f"use fedctl {facts.get('fedctl', 'of that version')}",
+            )
+        return facts
+
+    @property
+    def is_alive(self) -> bool:
+        """True while a coordinator works on the run."""
+        try:
+            with (self.path / "lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+    def owner(self) -> dict[str, Any]:
+        """Who holds or held the lock last."""
+        try:
+            owner: dict[str, Any] = json.loads((self.path / "lock").read_text())
+        except (OSError, ValueError):
+            return {}
+        return owner
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run; raises StateError, saying who holds it, when another process does."""
+        with (self.path / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                owner = self.owner()
+                raise StateError(
+                    f"run {self.name} is held by process {owner.get('pid', '?')} of {owner.get('user', '?')} on "
+                    f"{owner.get('host', '?')} since {owner.get('since', '?')}",
+                    hint=f"watch it with `fedctl status {self.name} --follow`, or end it with `fedctl stop {self.name}`",
+                ) from None
+            file.truncate(0)
+            owner = {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "user": os.environ.get("USER") or str(os.getuid()),
+                "since": datetime.now(UTC).isoformat(timespec="seconds"),
+                "command": " ".join(sys.argv[:3]),
+            }
+            file.write(json.dumps(owner))
+            file.flush()
+            yield
+
+
+def create(folder: Path, name: str, *, configuration: str, bundle: bytes, facts: Mapping[str, Any]) -> RunDir:
+    """Make a run's folder below `folder`/runs, whole or not at all; raises StateError when the name is taken."""
+    check_name(name)
+    path = folder / RUNS / name
+    temporary = path.with_name(f".{name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        for part in ("logs", "rounds"):
+            (temporary / part).mkdir()
+        write_atomically(temporary / "fed.yaml", configuration.encode())
+        write_atomically(temporary / "bundle.tar", bundle)
+        digest = hashlib.sha256(bundle).hexdigest()
+        head = {"schema": SCHEMA, "identity": secrets.token_hex(16), "bundle": digest, **facts}
+        write_atomically(temporary / "run.json", json.dumps(head, indent=1).encode())
+        (temporary / "events.jsonl").touch()
+        if path.exists():
+            raise StateError(
+                f"run {name} exists already",
+                hint=f"choose another name, go on with `fedctl launch --resume {name}`, or `fedctl clean {name}`",
+            )
+        temporary.rename(path)
+    except OSError as error:
+        raise StateError(f"cannot make the run's folder {path}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _point_latest(path)
+    return RunDir(path)
+
+
+def find(folder: Path, name: str | None) -> RunDir:
+    """A run below `folder`, by name or path; the latest without one. Raises StateError when there is none."""
+    runs = folder / RUNS
+    if name is None:
+        latest = runs / "latest"
+        if not latest.exists():
+            raise StateError(f"no run in {runs.absolute()}", hint="start one with `fedctl launch`")
+        return RunDir(latest.resolve())
+    path = runs / name if _NAME.fullmatch(name) else Path(name)
+    if not (path / "run.json").exists():
+        path = Path(name)
+    if not (path / "run.json").exists():
+        known = sorted(p.name for p in runs.glob("*/") if (p / "run.json").exists() and not p.is_symlink())
+        raise StateError(
+            f"no run {name} in {runs.absolute()}",
+            hint=f"there {'is' if len(known) == 1 else 'are'} {', '.join(known[-5:])}" if known else "`fedctl launch`",
+        )
+    return RunDir(path.resolve())
+
+
+def remove(run: RunDir) -> None:
+    """Remove a run's folder; `latest` then means the newest of those that are left."""
+    runs = run.path.parent
+    shutil.rmtree(run.path)
+    latest = runs / "latest"
+    if latest.is_symlink() and not latest.exists():
+        latest.unlink()
+        left = [path for path in runs.iterdir() if (path / "run.json").exists()]
+        if left:
+            _point_latest(max(left, key=lambda path: path.stat().st_mtime))
+    if not any(runs.iterdir()):
+        runs.rmdir()
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError for a name that cannot be a folder of ours."""
+    if not _NAME.fullmatch(name) or ".." in name or name == "latest":
+        raise UsageError(
+            f"{name!r} cannot be the name of a run", hint="use up to 100 letters, digits, `-`, `_` and `.`"
+        )
+
+
+def new_name(federation: str, now: datetime, folder: Path) -> str:
+    """`digits-20261121-235007`, in UTC; a second one within a second gets a number."""
+    name = f"{federation}-{now:%Y%m%d-%H%M%S}"
+    taken = {path.name for path in (folder / RUNS).glob(f"{name}*")}
+    return next(n for i in range(1, 1000) if (n := name if i == 1 else f"{name}-{i}") not in taken)
+
+
+def write_atomically(path: Path, content: bytes) -> Blob:
+    """Write a file under another name and rename it into place, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    return Blob(digest=hashlib.sha256(content).hexdigest(), size=len(content))
+
+
+def digest(path: Path) -> Blob:
+    """What a file holds, by its SHA-256."""
+    with path.open("rb") as file:
+        return Blob(digest=hashlib.file_digest(file, "sha256").hexdigest(), size=path.stat().st_size)
+
+
+def copy_atomically(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, by a hard link where the file system can, else by a copy."""
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    temporary.rename(target)
+
+
+def _point_latest(path: Path) -> None:
+    temporary = path.with_name(f".latest.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(path.name)
+    temporary.rename(path.with_name("latest"))

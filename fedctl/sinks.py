@@ -1,0 +1,32 @@
+"""The sink that every run has: telemetry into `metrics.jsonl`. Losing that file loses nothing."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+
+from fedctl.events import Event
+from fedctl.records import Progress
+from fedctl.state import RunState
+
+
+class MetricsSink:
+    """Appends a line a sample: its time and what Lightning reported."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", buffering=1)
+
+    def event(self, event: Event, state: RunState) -> None:
+        """Facts stand in the journal; nothing of them is repeated here."""
+
+    def progress(self, progress: Progress) -> None:
+        at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        self._file.write(json.dumps({"at": at, **progress.to_json()}) + "\n")
+
+    def __enter__(self) -> "MetricsSink":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()

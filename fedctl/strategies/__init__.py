@@ -1,0 +1,116 @@
+"""The family of strategies: how the updates of a round become the next model.
+
+Owns the protocol, the table of names, and `build`, which makes a checked strategy of `{name: fedavgm, momentum: 0.9}`.
+A strategy is a frozen dataclass whose fields are its options; it never talks to a node and never touches a file. This
+module imports no torch, so that a name is checked at once; a strategy's own module is imported when it is built.
+A new strategy is one file here and one line in `STRATEGIES`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from fedctl.errors import ConfigError
+from fedctl.federation import Named
+from fedctl.strategies.options import from_options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STRATEGIES: Mapping[str, str] = {
+    "fedavg": "fedctl.strategies.mean:Mean",
+    "fedavgm": "fedctl.strategies.momentum:Momentum",
+    "median": "fedctl.strategies.median:Median",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contribution:
+    """One node's update: its weights, and how much it counts (the examples it was trained on; finite, 0 or more)."""
+
+    name: str
+    weight: float
+    weights: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The next model, and what the strategy is to be given again in the next round; both may be lazy."""
+
+    model: Mapping[str, Tensor]
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """A rule of aggregation. `weighted` says whether the weights of contributions count in it."""
+
+    weighted: ClassVar[bool]
+
+    def aggregate(
+        self, model: Mapping[str, Tensor], updates: Sequence[Contribution], memory: Mapping[str, Tensor]
+    ) -> Outcome:
+        """The next model, of the names, shapes and dtypes that the updates have.
+
+        `model` is the one that the updates started from; `updates` are at least one, alike and finite; `memory` is the
+        previous round's (empty at first). The order of `updates` changes no bit of the outcome.
+        """
+        ...
+
+
+def resolve(name: str) -> str:
+    """The import string of the strategy of that name; `my_package.module:Class` stands for itself.
+
+    Raises ConfigError for another name. Nothing is imported.
+    """
+    if name in STRATEGIES:
+        return STRATEGIES[name]
+    module, colon, member = name.partition(":")
+    if colon and member.isidentifier() and all(part.isidentifier() for part in module.split(".")):
+        return name
+    close = difflib.get_close_matches(name, STRATEGIES, n=1)
+    known = f"the strategies are {', '.join(STRATEGIES)}, or `my_package.module:Class`"
+    raise ConfigError(
+        f"strategy: there is none called {name!r}", hint=f"did you mean `{close[0]}`?" if close else known
+    )
+
+
+def build(named: Named, *, folder: Path | None = None) -> Strategy:
+    """The strategy with its options; `folder` is where a user's own modules may lie, beside those that are installed.
+
+    Raises ConfigError for an unknown name, for code that cannot be imported, and for an option that is unknown, of
+    another type or out of its range (`strategy/lr: should be above 0, not -1.0`).
+    """
+    module, _, member = resolve(named.name).partition(":")
+    kind = _imported(module, member, folder)
+    strategy = from_options(kind, named.options, where="strategy")
+    if not isinstance(strategy, Strategy):
+        raise ConfigError(f"strategy: {named.name} lacks `aggregate` or `weighted`")
+    return strategy
+
+
+def _imported(module: str, member: str, folder: Path | None) -> type[Any]:
+    try:
+        with _importable_from(folder):
+            kind: type[Any] = getattr(importlib.import_module(module), member)
+    except Exception as error:  # a user's module may raise anything while it is imported
+        raise ConfigError(f"strategy: {module}:{member} cannot be imported: {error}") from error
+    return kind
+
+
+@contextmanager
+def _importable_from(folder: Path | None) -> Iterator[None]:
+    before = list(sys.path)
+    if folder is not None:
+        sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path[:] = before

@@ -1,0 +1,166 @@
+"""The kinds of value that fed.yaml has, each refusing what it is not with a sentence of its own.
+
+A field is a type for pydantic whose errors carry `text` and, where there is one, `hint`.
+"""
+
+import math
+import re
+from pathlib import PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, PlainValidator
+from pydantic_core import PydanticCustomError
+
+from fedctl.federation import Named
+from fedctl.records import NODE_NAME
+from fedctl.topology.wording import describe, either, nearest
+
+NAME_RULE = "should be at most 64 letters, digits, dots, `_` or `-`, beginning with a letter or a digit, without `..`"
+SET_BY_FEDCTL = {
+    "accelerator": "give `accelerator` to the nodes, or to `defaults`",
+    "devices": "give `devices` to the nodes, or to `defaults`",
+    "num_nodes": "remove it: a node trains on its own `accelerator` and `devices`",
+    "logger": "remove it: metrics go to the run's folder",
+    "enable_checkpointing": "remove it: every round's model is kept in the run's folder",
+    "enable_progress_bar": "remove it: progress goes to the dashboard",
+    "enable_model_summary": "remove it: nobody watches a node's terminal",
+    "default_root_dir": "remove it: every task has a folder of its own",
+}
+"""The arguments of Lightning's Trainer that are not the user's to give, and what to do instead."""
+
+_REFERENCE = re.compile(r"(?P<file>[^:\\]+\.py):(?P<member>[^:]+)")
+_DURATION = re.compile("".join(rf"(?:([0-9]+(?:\.[0-9]+)?){unit})?" for unit in "dhms"))
+_UNIT_S = (86_400, 3_600, 60, 1)
+
+
+def refusal(text: str, hint: str | None = None) -> PydanticCustomError:
+    return PydanticCustomError("refused", "{text}", {"text": text, "hint": hint})
+
+
+def is_name(text: str) -> bool:
+    """Whether it may name a federation or a node: it becomes the name of a folder."""
+    return NODE_NAME.fullmatch(text) is not None and ".." not in text
+
+
+def _name(text: str) -> str:
+    if not is_name(text):
+        raise refusal(f"{NAME_RULE}, not {describe(text)}")
+    return text
+
+
+def _filled(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise refusal(f"should be text, not {describe(text)}")
+    return text
+
+
+def _word(text: str) -> str:
+    if not text.isprintable() or len(text.split()) != 1 or text.strip() != text or text.startswith("-"):
+        raise refusal(f"should be one word that does not begin with `-`, not {describe(text)}")
+    return text
+
+
+def one_of(*choices: str) -> PlainValidator:
+    """One of a few words."""
+
+    def check(value: Any) -> str:
+        if isinstance(value, str) and value in choices:
+            return value
+        near = nearest(value, choices) if isinstance(value, str) else None
+        raise refusal(f"should be {either(choices)}, not {describe(value)}", near and f"did you mean `{near}`?")
+
+    return PlainValidator(check)
+
+
+def _share_or_count(value: Any) -> float | int:
+    if type(value) is float and 0 < value <= 1:
+        return value
+    if type(value) is int and value >= 1:
+        return value
+    raise refusal(
+        f"should be a share above 0 and up to 1.0, or a number of nodes from 1, not {describe(value)}",
+        "0.5 is half of the nodes, 1.0 all of them, and 1 a single one",
+    )
+
+
+def _duration(value: Any) -> float | None:
+    if value is None:
+        return None
+    seconds = _seconds(value)
+    if not math.isfinite(seconds) or seconds <= 0:
+        raise refusal(
+            f"should be a duration above 0, not {describe(value)}",
+            "write it as `90s`, `30m`, `1h30m` or `2d`; leave it out for none",
+        )
+    return seconds
+
+
+def _seconds(value: Any) -> float:
+    """The duration in seconds; NaN where it is none."""
+    if type(value) in (int, float):
+        return float(value)
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None or not match[0]:
+        return math.nan
+    return sum(float(amount) * unit_s for amount, unit_s in zip(match.groups(), _UNIT_S, strict=True) if amount)
+
+
+def _devices(value: Any) -> int | str:
+    if value == "auto" or (type(value) is int and value >= 1):
+        return value  # type: ignore[no-any-return]
+    raise refusal(f"should be auto or a whole number from 1, not {describe(value)}")
+
+
+def _strategy(value: Any) -> Named:
+    fields = {"name": value} if isinstance(value, str) else value
+    if not isinstance(fields, dict):
+        raise refusal(f"should be a name, or a mapping with a name and options, not {describe(value)}")
+    match fields.get("name"):
+        case str(name) if name.strip():
+            return Named(name=name, options={key: option for key, option in fields.items() if key != "name"})
+        case other:
+            raise refusal(f"should have the name of a strategy, not {describe(other)}", "such as {name: fedavg}")
+
+
+def _reference(text: str) -> str:
+    match = _REFERENCE.fullmatch(text)
+    if match is None or not match["member"].isidentifier():
+        raise refusal(f"should be a file and a class in it, not {describe(text)}", "such as `model.py:DigitsNet`")
+    path = PurePosixPath(match["file"])
+    if path.is_absolute() or ".." in path.parts:
+        raise refusal(
+            f"should name a file in the folder of fed.yaml, not {describe(match['file'])}",
+            "only that folder is sent to the nodes: move the file there",
+        )
+    return text
+
+
+def _nothing_kept(patterns: list[Any]) -> list[Any]:
+    if patterns:
+        raise refusal("keeping tensors on the nodes is not available in this version", "leave the list empty: []")
+    return patterns
+
+
+def _some(nodes: list[Any]) -> list[Any]:
+    if not nodes:
+        raise refusal("there are no nodes", "such as - {name: alice, data: {site: 0}}")
+    return nodes
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Text = Annotated[str, AfterValidator(_filled)]
+Word = Annotated[str, AfterValidator(_word)]
+Reference = Annotated[str, AfterValidator(_reference)]
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Port = Annotated[int, Field(ge=1, le=65_535)]
+ShareOrCount = Annotated[float | int, PlainValidator(_share_or_count)]
+Duration = Annotated[float | None, PlainValidator(_duration)]
+Devices = Annotated[int | str, PlainValidator(_devices)]
+Accelerator = Annotated[str, one_of("auto", "cpu", "gpu", "mps")]
+Mode = Annotated[str, one_of("min", "max")]
+OnlyNone = Annotated[str, one_of("none")]
+Strategy = Annotated[Named, PlainValidator(_strategy)]
+Patterns = Annotated[list[Any], AfterValidator(_nothing_kept)]
+SomeOf = AfterValidator(_some)

@@ -1,0 +1,126 @@
+"""The keys of fed.yaml, section by section.
+
+A key that is absent is left to the defaults of `fedctl.federation`: `given` has only those that were written.
+"""
+
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedctl.topology.document import Address
+from fedctl.topology.fields import (
+    Accelerator,
+    Devices,
+    Duration,
+    Mode,
+    Name,
+    Natural,
+    OnlyNone,
+    Patterns,
+    Port,
+    Positive,
+    Reference,
+    Seed,
+    ShareOrCount,
+    SomeOf,
+    Strategy,
+    Text,
+    Word,
+)
+
+ABSENT: Any = None
+
+
+class Section(BaseModel):
+    """A mapping of fed.yaml: strict types, no unknown keys."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields that were written, by their names in `fedctl.federation`."""
+        return {name: value for name, value in self if name in self.model_fields_set}
+
+    @classmethod
+    def keys(cls) -> dict[str, Any]:
+        """What may be written here, with the type of each."""
+        return {field.alias or name: field.annotation for name, field in cls.model_fields.items()}
+
+
+class MonitorSection(Section):
+    metric: Text = ABSENT
+    mode: Mode = ABSENT
+
+
+class TaskSection(Section):
+    model: Reference
+    data: Reference
+    model_args: dict[str, Any] = ABSENT
+    data_args: dict[str, Any] = ABSENT
+    trainer: dict[str, Any] = ABSENT
+    monitor: MonitorSection = ABSENT
+
+
+class ScheduleSection(Section):
+    cohort: ShareOrCount = ABSENT
+    quorum: ShareOrCount = ABSENT
+    deadline_s: Annotated[Duration, Field(alias="deadline")] = ABSENT
+    attempts: Positive = ABSENT
+
+
+class ShareSection(Section):
+    kept: Annotated[Patterns, Field(alias="except")] = ABSENT
+
+
+class DefaultsSection(Section):
+    """What every node has unless it says otherwise; `data` is merged key by key."""
+
+    host: Word = ABSENT
+    user: Word | None = ABSENT
+    port: Port | None = ABSENT
+    key: Text | None = ABSENT
+    jump: Word | None = ABSENT
+    python: Text | None = ABSENT
+    accelerator: Accelerator = ABSENT
+    devices: Devices = ABSENT
+    slots: Positive | None = ABSENT
+    threads: Natural = ABSENT
+    data: dict[str, Any] = ABSENT
+
+
+class NodeSection(DefaultsSection):
+    """One node, or `count` of them that differ in `{i}`."""
+
+    name: Text
+    count: Positive | None = ABSENT
+
+
+class FederationSection(Section):
+    """The top level."""
+
+    name: Name
+    seed: Seed = ABSENT
+    rounds: Positive = ABSENT
+    task: TaskSection
+    strategy: Strategy = ABSENT
+    schedule: ScheduleSection = ABSENT
+    share: ShareSection = ABSENT
+    codec: OnlyNone = ABSENT
+    privacy: OnlyNone = ABSENT
+    compare: bool = ABSENT
+    defaults: DefaultsSection = ABSENT
+    nodes: Annotated[list[NodeSection], SomeOf]
+
+
+def section_at(address: Address) -> type[Section]:
+    """The section that an address leads to; indices of lists are passed over."""
+    section: type[Section] = FederationSection
+    for part in address:
+        if isinstance(part, str):
+            section = _section(section.keys()[part])
+    return section
+
+
+def _section(annotation: Any) -> type[Section]:
+    candidates = (annotation, *get_args(annotation))
+    return next(each for each in candidates if isinstance(each, type) and issubclass(each, Section))

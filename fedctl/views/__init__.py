@@ -1,0 +1,46 @@
+"""What people see of a run: the live dashboard, plain lines, tables and errors. The only door to rich.
+
+Views know the state, the events and the telemetry, and nothing of the coordinator, of torch or of the disk. Importing
+this package loads no rich; only what draws does.
+"""
+
+import sys
+from types import TracebackType
+from typing import Protocol, Self
+
+from fedctl.events import Event
+from fedctl.records import Progress
+from fedctl.state import RunState
+
+
+class Sink(Protocol):
+    """Whoever follows a run. `event` comes after the state has taken it in; none of these may fail the run."""
+
+    def event(self, event: Event, state: RunState) -> None: ...
+
+    def progress(self, progress: Progress) -> None: ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_sink(*, json: bool = False) -> Sink:
+    """The sink that fits: live on a terminal, else a line an event; with `json` stdout is kept free for the document."""
+    from fedctl.views.lines import LinesSink
+
+    if json:
+        return LinesSink(sys.stderr)
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        from fedctl.views.live import LiveSink
+
+        console = Console(markup=False, highlight=False)
+        if console.is_interactive:
+            return LiveSink(console)
+    return LinesSink(sys.stdout)

@@ -1,0 +1,122 @@
+"""One plain sentence for each event, for pipes, logs and the dashboard's last lines. Loads nothing of rich."""
+
+from typing import assert_never
+
+from fedctl.events import (
+    Event,
+    ModelEvaluated,
+    ModelInitialized,
+    NodeLost,
+    NodeReady,
+    RoundAggregated,
+    RoundHeld,
+    RoundOpened,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    TaskFailed,
+    TaskStarted,
+    UpdateReceived,
+)
+from fedctl.measures import newest_metrics
+from fedctl.records import TaskKey
+from fedctl.report import elapsed
+from fedctl.state import RunState
+from fedctl.views.text import clock, counted, duration, figure, plain, size
+
+
+def stamp(event: Event) -> str:
+    """The local time of an event."""
+    return event.at.astimezone().strftime("%H:%M:%S")
+
+
+def sentence(event: Event, state: RunState) -> str:
+    """What has happened, in one line without its time; `state` is the run's after the event, or any later one."""
+    return plain(_sentence(event, state))
+
+
+def _sentence(event: Event, state: RunState) -> str:
+    match event:
+        case RunStarted():
+            return _run_started(event, state)
+        case NodeReady():
+            return f"{event.node} is ready"
+        case NodeLost():
+            return f"{event.node} is lost: {event.reason}"
+        case ModelInitialized():
+            return f"the first model is built ({size(event.model.size)})"
+        case RoundOpened():
+            return f"round {event.round} opened with {counted(len(event.nodes), 'node')}"
+        case TaskStarted():
+            return f"{_subject(event.task)} started {_doing(event.task)}{_again(event.task)}"
+        case TaskFailed():
+            what = "" if event.task.kind == "train" else f" {_doing(event.task)}"
+            return f"{_subject(event.task)} failed{what} (attempt {event.task.attempt}): {event.reason}"
+        case UpdateReceived():
+            return f"{_subject(event.task)} {_update(event, state)}"
+        case ModelEvaluated():
+            return f"{_subject(event.task)} {_scores(event, state)}"
+        case RoundHeld():
+            updates = counted(len(state.open.updates), "update") if state.open else "its updates"
+            return f"round {event.round} is held with {updates}, for `fedctl aggregate {state.run} --commit`"
+        case RoundAggregated():
+            took = next((f" in {duration(r.seconds)}" for r in state.history if r.number == event.round), "")
+            return f"round {event.round} aggregated from {counted(len(event.contributors), 'node')}{took}"
+        case RunFinished():
+            return f"{state.run} finished in {clock(elapsed(state))}{_final(state)}"
+        case RunFailed():
+            return f"{state.run} failed: {event.reason}"
+        case _:
+            assert_never(event)
+
+
+def _run_started(event: RunStarted, state: RunState) -> str:
+    if state.started_at is not None and state.started_at < event.at:
+        return f"{event.run} resumed"
+    return f"{event.run} started: {counted(len(event.nodes), 'node')}, {counted(event.rounds, 'round')}"
+
+
+def _subject(task: TaskKey) -> str:
+    match task.kind:
+        case "train" | "evaluate":
+            return f"round {task.round}: {task.node}"
+        case "alone" | "compare" | "initialize":
+            return task.node
+
+
+def _doing(task: TaskKey) -> str:
+    match task.kind:
+        case "train":
+            return "training"
+        case "evaluate":
+            return "evaluating the model"
+        case "alone":
+            return "training alone"
+        case "compare":
+            return "comparing the models"
+        case "initialize":
+            return "building the first model"
+
+
+def _again(task: TaskKey) -> str:
+    return f" (attempt {task.attempt})" if task.attempt > 1 else ""
+
+
+def _update(event: UpdateReceived, state: RunState) -> str:
+    what = "has trained alone" if event.task.kind == "alone" else f"sent its update of {size(event.update.size)}"
+    facts = [counted(event.examples, "example"), duration(event.seconds)]
+    if state.metric in event.metrics:
+        facts.append(f"{state.metric} {figure(state.metric, event.metrics[state.metric])}")
+    return f"{what} ({', '.join(facts)})"
+
+
+def _scores(event: ModelEvaluated, state: RunState) -> str:
+    if event.task.kind == "compare":
+        return f"scored {counted(len(event.scores), 'model')}"
+    value = event.scores["global"].metrics.get(state.metric) if "global" in event.scores else None
+    return "scored the model" + (f": {state.metric} {figure(state.metric, value)}" if value is not None else "")
+
+
+def _final(state: RunState) -> str:
+    value = newest_metrics(state).get(state.metric)
+    return "" if value is None else f": {state.metric} {figure(state.metric, value)}"

@@ -1,0 +1,68 @@
+"""Words and figures for people: names and errors made safe, numbers rounded with sense. Loads nothing of rich."""
+
+import math
+import re
+
+_ESCAPE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: colours, the cursor, erasing
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"  # OSC and its like: titles, the clipboard
+    r"|\x1b[ -/]*[0-~]"
+)
+
+
+def plain(text: str) -> str:
+    """One line of printable characters: whatever else a node has sent cannot drive the terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in _ESCAPE.sub("", text)).split())
+
+
+def figure(name: str, value: float | None) -> str:
+    """A metric by its name: three significant digits of a loss, four of anything else."""
+    if value is None:
+        return ""
+    if not math.isfinite(value):
+        return str(value)
+    digits = 3 if "loss" in name.lower() else 4
+    magnitude = abs(value)
+    if value and not 10 ** (1 - digits) <= magnitude < 10**5:
+        return f"{value:.{digits - 2}e}"
+    if digits == 4 and magnitude <= 1:
+        return f"{value:.4f}"
+    return f"{value:#.{digits}g}".rstrip(".") if magnitude < 10**digits else f"{value:.0f}"
+
+
+def change(name: str, value: float) -> str:
+    """A difference in a metric, with its sign."""
+    return figure(name, value) if value < 0 or math.isnan(value) else f"+{figure(name, value)}"
+
+
+def size(number: int) -> str:
+    """Bytes, in decimal units: `812 B`, `1.2 MB`, `34 GB`."""
+    value = float(number)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.1f} {unit}" if unit != "B" and value < 9.95 else f"{value:.0f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def clock(seconds: float) -> str:
+    """A time that ticks, in whole seconds: `4s`, `1m 03s`, `2h 05m`, `3d 04h`."""
+    whole = max(0, int(seconds))
+    minutes, hours = whole // 60, whole // 3600
+    if whole < 60:
+        return f"{whole}s"
+    if minutes < 60:
+        return f"{minutes}m {whole % 60:02d}s"
+    if hours < 24:
+        return f"{hours}h {minutes % 60:02d}m"
+    return f"{hours // 24}d {hours % 24:02d}h"
+
+
+def duration(seconds: float) -> str:
+    """A time that something took; below ten seconds with its tenths."""
+    return f"{seconds:.1f}s" if 0 <= seconds < 9.95 else clock(round(seconds))
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 node`, `3 nodes`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,0 +1,281 @@
+"""Weights as files: read lazily, checked strictly, written whole or not at all.
+
+Owns `Weights` (a mapping of tensors over one safetensors file), `Lazy` (a mapping of tensors still to be computed),
+`save`, `digest`, the checks that an update must pass, and the reading and writing of Lightning checkpoints. One tensor
+at a time is in memory, whatever the size of the file. Knows nothing of nodes and rounds, and unpickles no code: a
+safetensors header is judged by `header`, a checkpoint is read by torch's restricted reader. The nodes run this module
+too, under Python 3.10 or newer.
+"""
+
+import hashlib
+import itertools
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from fedctl.errors import ModelError
+from fedctl.header import Header, TensorSpec, check_tensor, read_header, write_header
+from fedctl.records import Blob
+
+_CHUNK = 1 << 15  # elements: as many as torch handles on one thread, and they stay in the cache
+
+
+class Weights(Mapping[str, Tensor]):
+    """The tensors of one safetensors file, in the file's order, each mapped into memory when it is asked for.
+
+    A tensor shares its memory with the file's cached pages; writing to one changes a private copy and never the file.
+    `spec` and `metadata` come from the header alone. No file stays open, so that thousands of updates may be in use.
+    """
+
+    def __init__(self, path: Path, header: Header) -> None:
+        self.path = path
+        self.spec = header.spec
+        self.metadata = header.metadata
+        self._starts = header.starts
+
+    @classmethod
+    def open(cls, path: Path, max_size: int | None = None) -> "Weights":
+        """The weights in the file at `path`, of at most `max_size` bytes; raises ModelError for an unsound file."""
+        return cls(path, read_header(path, max_size))
+
+    def __getitem__(self, name: str) -> Tensor:
+        spec, start = self.spec[name], self._starts[name]
+        dtype: torch.dtype = getattr(torch, spec.dtype)
+        if spec.count == 0:
+            return torch.empty(spec.shape, dtype=dtype)
+        storage: Any = self._storage[start : start + spec.size]
+        data = torch.empty(0, dtype=torch.uint8).set_(storage)
+        if data.data_ptr() % spec.item_size:
+            data = data.clone()
+        return data.view(dtype).view(spec.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.spec)
+
+    def __len__(self) -> int:
+        return len(self.spec)
+
+    @cached_property
+    def _storage(self) -> Any:
+        """The whole file; slices of a storage are storages of their own, so `torch.save` writes each tensor alone."""
+        return torch.UntypedStorage.from_file(str(self.path), shared=False, nbytes=self.path.stat().st_size)
+
+
+class Lazy(Mapping[str, Tensor]):
+    """Tensors computed each time they are asked for; `spec` says beforehand what they will be."""
+
+    def __init__(self, spec: Mapping[str, TensorSpec], compute: Callable[[str], Tensor]) -> None:
+        self.spec = spec
+        self._compute = compute
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.spec:
+            raise KeyError(name)
+        return self._compute(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.spec)
+
+    def __len__(self) -> int:
+        return len(self.spec)
+
+
+def spec_of(tensors: Mapping[str, Tensor]) -> Mapping[str, TensorSpec]:
+    """What each of the tensors is; raises ModelError for a tensor that no safetensors file can hold."""
+    if isinstance(tensors, Weights | Lazy):
+        return tensors.spec
+    return {name: _spec_of(name, tensor) for name, tensor in tensors.items()}
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Blob:
+    """Write `tensors` as a safetensors file, one at a time, and put it at `path` whole.
+
+    The same tensors give the same bytes. Tied tensors are written once for each of their names. Raises ModelError for a
+    tensor that the format cannot hold, or that is not what a lazy mapping's `spec` said; then nothing is left behind.
+    """
+    spec = spec_of(tensors)
+    order = sorted(spec, key=lambda name: (-spec[name].item_size, name))
+    hasher, size = hashlib.sha256(), 0
+    with _replacing(path) as file:
+        parts = (_data(name, tensors[name], spec[name]) for name in order)
+        for part in itertools.chain([memoryview(write_header(spec, order, metadata or {}))], parts):
+            file.write(part)
+            hasher.update(part)
+            size += len(part)
+    return Blob(digest=hasher.hexdigest(), size=size)
+
+
+def digest(path: Path) -> Blob:
+    """The SHA-256 and the size of the file at `path`; raises OSError."""
+    hasher, size, buffer = hashlib.sha256(), 0, memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            hasher.update(buffer[:count])
+            size += count
+    return Blob(digest=hasher.hexdigest(), size=size)
+
+
+def check_update(
+    update: Mapping[str, Tensor], model: Mapping[str, Tensor], *, what: str = "update", against: str = "the model"
+) -> None:
+    """Refuse an update that is not a model like `model`: same names, shapes and dtypes, every floating value finite.
+
+    `what` and `against` name the two in the message. Raises ModelError naming the tensor.
+    """
+    check_spec(spec_of(update), spec_of(model), what=what, against=against)
+    for name in update:
+        check_finite(name, update[name], what=what)
+
+
+def check_spec(
+    found: Mapping[str, TensorSpec], wanted: Mapping[str, TensorSpec], *, what: str, against: str = "the model"
+) -> None:
+    """Refuse other names, shapes or dtypes than those wanted; reads no tensor. Raises ModelError naming the tensor."""
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in found:
+            raise ModelError(f"{what}: tensor `{name}` is missing, {against} has it")
+        if name not in wanted:
+            raise ModelError(f"{what}: unexpected tensor `{name}`, {against} has none of that name")
+        if found[name] != wanted[name]:
+            raise ModelError(f"{what}: tensor `{name}` is {found[name]}, {against} has {wanted[name]}")
+
+
+def check_finite(name: str, tensor: Tensor, *, what: str) -> None:
+    """Refuse NaN and infinite values in a floating or complex tensor, in bounded memory; raises ModelError."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    if not tensor.is_floating_point():
+        return
+    values = tensor.detach().reshape(-1)
+    for start in range(0, len(values), _CHUNK):
+        chunk = values[start : start + _CHUNK]
+        low, high = torch.aminmax(chunk.float() if chunk.itemsize == 1 else chunk)
+        if not (low.isfinite() and high.isfinite()):
+            raise ModelError(f"{what}: tensor `{name}` has NaN or infinite values")
+
+
+def read_file(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a user's file: .safetensors, or a Lightning checkpoint or state dict in .ckpt, .pt or .pth.
+
+    Tensors stay on disk until they are used. Raises ModelError, naming the file, for anything else.
+    """
+    if path.suffix == ".safetensors":
+        return Weights.open(path)
+    content = _load(path)
+    state = content.get("state_dict", content)
+    if not isinstance(state, dict):
+        raise ModelError(f"{path}: its `state_dict` is no dictionary of tensors")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ModelError(f"{path}: not a state dict: `{name}` is no tensor")
+    return {name: value.detach() for name, value in state.items()}
+
+
+def read_hyper_parameters(path: Path) -> dict[str, Any]:
+    """The arguments of the module in a Lightning checkpoint, as `save_checkpoint` takes them; none elsewhere: {}."""
+    if path.suffix == ".safetensors":
+        return {}
+    content = _load(path)
+    values, argument = dict(content.get("hyper_parameters", {})), content.get("hparams_name", "kwargs")
+    return values if argument == "kwargs" or not values else {argument: values}
+
+
+def save_checkpoint(path: Path, weights: Mapping[str, Tensor], hyper_parameters: Mapping[str, Any]) -> None:
+    """Write a `.ckpt` that `load_from_checkpoint` of the user's LightningModule takes, whole or not at all.
+
+    `hyper_parameters` are the arguments that the module is built with: plain values, so that no code is unpickled to
+    read them. Lazy `weights` are computed first: one model is in memory.
+    """
+    checkpoint = {
+        "pytorch-lightning_version": _lightning_version(),
+        "epoch": 0,
+        "global_step": 0,
+        "state_dict": {name: _alone(tensor.detach()) for name, tensor in weights.items()},
+        "callbacks": {},
+        "optimizer_states": [],
+        "lr_schedulers": [],
+        "hparams_name": "kwargs",
+        "hyper_parameters": dict(hyper_parameters),
+    }
+    with _replacing(path) as file:
+        torch.save(checkpoint, file)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file beside `path` that takes its place once it is whole and on disk."""
+    fresh = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        with fresh.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _spec_of(name: str, tensor: Tensor) -> TensorSpec:
+    if not isinstance(tensor, Tensor):
+        raise ModelError(f"`{name}` is a {type(tensor).__name__}, no tensor")
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    check_tensor(name, dtype)
+    if tensor.layout != torch.strided or tensor.is_meta:
+        raise ModelError(f"tensor `{name}` is {'without values' if tensor.is_meta else 'sparse'} and cannot be saved")
+    return TensorSpec(dtype, tuple(tensor.shape))
+
+
+def _data(name: str, tensor: Tensor, expected: TensorSpec) -> memoryview:
+    found = _spec_of(name, tensor)
+    if found != expected:
+        raise ModelError(f"tensor `{name}` came out as {found}, {expected} was announced")
+    values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return memoryview(values.view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """A tensor whose storage holds nothing else: `torch.save` writes whole storages."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _load(path: Path) -> dict[Any, Any]:
+    if path.suffix not in {".ckpt", ".pt", ".pth"}:
+        raise ModelError(f"{path}: not a file of weights", hint="give a .safetensors, .ckpt, .pt or .pth file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path}: to read it, code in it would have to run",
+            hint="save its state dict as .safetensors, or keep its hyper-parameters to plain numbers and texts",
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ModelError(f"{path}: not a file that torch.save wrote") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: holds a {type(content).__name__}, no state dict")
+    return content
+
+
+def _lightning_version() -> str:
+    for package in ("pytorch-lightning", "lightning"):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    raise ModelError("neither pytorch-lightning nor lightning is installed: a checkpoint names its version")
