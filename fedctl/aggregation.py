@@ -63,19 +63,21 @@ def aggregate_files(
     strategy: Named,
     weights: Sequence[float] | None = None,
     model: Path | None = None,
+    memory: Path | None = None,
     force: bool = False,
 ) -> AggregateReport:
     """Aggregate .safetensors, .ckpt, .pt or .pth files into `output`, a .safetensors or a .ckpt that Lightning loads.
 
     Every file counts alike unless `weights` has a number for each. `model` is the one that the files were trained from,
-    for the strategies that move it. A .ckpt takes its hyper-parameters from the first file.
+    for the strategies that move it, and `memory` what the strategy kept of an earlier round. A .ckpt takes its
+    hyper-parameters from the first file.
 
     Raises UsageError for a file that is missing, an `output` that exists (unless `force`) or has another suffix, and
     weights that are no weights; ConfigError for the strategy; ModelError, naming files and tensor, for content.
     """
     rule = build(strategy, folder=Path.cwd())
     counted = _checked_weights(weights, len(files), strategy.name if not rule.weighted else None)
-    _check_paths([*files, *([model] if model else [])], output, force=force)
+    _check_paths([*files, *filter(None, (model, memory))], output, force=force)
     tensors = [read_file(path) for path in files]
     for path, found in zip(files, tensors, strict=True):
         check_update(found, tensors[0], what=str(path), against=str(files[0]))
@@ -87,7 +89,8 @@ def aggregate_files(
         Contribution(name=str(path), weight=weight, weights=found)
         for path, weight, found in zip(files, counted, tensors, strict=True)
     ]
-    result = _checked(rule.aggregate(start, updates, {}).model)
+    kept = Weights.open(memory) if memory else {}
+    result = _checked(rule.aggregate(start, updates, kept).model)
     if output.suffix == ".ckpt":
         save_checkpoint(output, result, read_hyper_parameters(files[0]))
         blob = digest(output)

@@ -16,7 +16,18 @@ from fedctl.errors import ConfigError
 from fedctl.federation import Federation
 
 LARGEST = 50 * 2**20
-LEFT_OUT_FOLDERS = ("runs", "data", "build", "dist", "env", "venv", "node_modules", "wheels", "lightning_logs", "*.egg-info")
+LEFT_OUT_FOLDERS = (
+    "runs",
+    "data",
+    "build",
+    "dist",
+    "env",
+    "venv",
+    "node_modules",
+    "wheels",
+    "lightning_logs",
+    "*.egg-info",
+)
 LEFT_OUT_FILES = ("*.pem", "*.key", "id_*", "*.pyc", "*.ckpt", "*.safetensors", "*.pt", "*.pth", "known_hosts", "*.log")
 NODE_PART = ("__init__.py", "header.py", "records.py", "errors.py", "weights.py", "partition.py", "codecs", "node")
 

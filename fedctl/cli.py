@@ -5,11 +5,14 @@ Owns the only error boundary. Imports stand inside the commands, so that `--help
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedctl.errors import FedctlError
+
+if TYPE_CHECKING:
+    from fedctl.rundir import RunDir
 
 app = typer.Typer(
     name="fedctl",
@@ -23,10 +26,14 @@ app = typer.Typer(
 
 FileOption = Annotated[Path, typer.Option("--file", "-f", help="The federation's fed.yaml; its runs stand beside it.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
-RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's name or folder; without it the latest.")]
+RunArgument = Annotated[
+    str | None, typer.Argument(metavar="[RUN]", help="A run's name or folder; without it the latest.")
+]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Override a value of fed.yaml, as `rounds=5` or `nodes.bob.slots=2`."),
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Override a value of fed.yaml, as `rounds=5` or `nodes.bob.slots=2`."
+    ),
 ]
 FED_YAML = Path("fed.yaml")
 
@@ -37,9 +44,9 @@ def main() -> None:
     try:
         app()
     except FedctlError as error:
-        from fedctl.views.show import show_error
+        from fedctl.views.show import error as show
 
-        show_error(error, as_json=as_json)
+        show(error, json=as_json)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()
@@ -66,19 +73,22 @@ def root(
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to put it; made if it is not there.")] = Path(),
-    template: Annotated[str, typer.Option("--template", "-t", metavar="NAME", help="Which one; see --list.")] = "digits",
+    template: Annotated[
+        str, typer.Option("--template", "-t", metavar="NAME", help="Which one; see --list.")
+    ] = "digits",
     list_: Annotated[bool, typer.Option("--list", help="List the templates.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Make a ready-to-run folder: fed.yaml, model.py, data.py, README.md."""
     from fedctl import scaffold
-    from fedctl.views import show
+    from fedctl.views import results
 
     if list_:
-        show.show_templates(scaffold.templates(), as_json=json)
+        results.templates(scaffold.templates(), as_json=json)
     else:
-        show.show_scaffolded(scaffold.scaffold(folder, template, force=force), as_json=json)
+        made = scaffold.scaffold(folder, template, force=force)
+        results.scaffolded(made, missing=scaffold.missing_requirements(made), as_json=json)
 
 
 @app.command()
@@ -88,10 +98,10 @@ def check(file: FileOption = FED_YAML, json: JsonOption = False) -> None:
     A row a node: reach, Python, packages, memory, disk, clock. Each failure comes with its remedy. Changes nothing.
     """
     from fedctl.operations.check import check as operation
-    from fedctl.views import show
+    from fedctl.views import results
 
     checked = operation(file)
-    show.show_check(checked, as_json=json)
+    results.checked(checked, as_json=json)
     if not checked.passed:
         raise typer.Exit(4)
 
@@ -99,32 +109,40 @@ def check(file: FileOption = FED_YAML, json: JsonOption = False) -> None:
 @app.command()
 def launch(
     file: FileOption = FED_YAML,
-    run: Annotated[str | None, typer.Option("--run", metavar="NAME", help="The new run's name; else made from the time.")] = None,
-    resume: Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with this run (`latest` for the latest).")] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", metavar="NAME", help="The new run's name; else made from the time.")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Go on with this run (`latest` for the latest).")
+    ] = None,
     set_: SetOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
-    hold: Annotated[bool, typer.Option("--hold", help="Stop once each round's updates are in, for `aggregate --commit`.")] = False,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Stop once each round's updates are in, for `aggregate --commit`.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Run the federation, with a live dashboard on a terminal and a line an event elsewhere.
 
     Ctrl-C leaves: the nodes finish what they are doing, and `fedctl launch --resume RUN` goes on from there.
     """
+    from fedctl.coordinator import raise_if_failed
     from fedctl.operations import launch as operation
-    from fedctl.views import show, sinks
+    from fedctl.views import open_sink, results
 
     if dry_run:
-        show.show_dry_run(operation.dry_run(file, set_ or ()), as_json=json)
+        results.planned(operation.dry_run(file, set_ or ()), as_json=json)
         return
     if resume is not None:
         _only_without(resume="--resume", run=run, set_=set_)
-    with sinks.for_launch(as_json=json) as sink:
+    sink = open_sink(json=json)
+    with sink:
         if resume is None:
             state = operation.launch(file, name=run, overrides=set_ or (), hold=hold, sinks=[sink])
         else:
             state = operation.resume(_find(file, None if resume == "latest" else resume), hold=hold, sinks=[sink])
-    show.show_launched(state, as_json=json)
-    operation.raise_if_failed(state)
+    results.launched(state, was_live=type(sink).__name__ == "LiveSink", as_json=json)
+    raise_if_failed(state)
 
 
 @app.command()
@@ -137,17 +155,14 @@ def status(
     """Show where a run stands, from its journal alone: while it runs, after it, and after a crash."""
     from fedctl.operations.status import follow as followed
     from fedctl.operations.status import status as operation
+    from fedctl.views import results
 
     found = _find(file, run)
     if follow and not json:
-        from fedctl.views import sinks
-
-        sinks.show_followed(followed(found))
+        results.followed(followed(found))
         return
-    from fedctl.views import show
-
     state, alive = operation(found)
-    show.show_status(state, alive=alive, as_json=json)
+    results.status(state, alive=alive, as_json=json)
 
 
 @app.command()
@@ -160,28 +175,28 @@ def logs(
 ) -> None:
     """Print a node's training log: what your code printed there, and its traceback where it failed."""
     from fedctl.operations.runs import log
-    from fedctl.views import show
+    from fedctl.views import results
 
-    show.show_log(log(_find(file, run), node, follow=follow and not json), as_json=json)
+    results.log(log(_find(file, run), node, follow=follow and not json), as_json=json)
 
 
 @app.command()
 def stop(run: RunArgument = None, file: FileOption = FED_YAML, json: JsonOption = False) -> None:
     """Stop a run: its coordinator, then its workers on every node. `launch --resume` takes it up again."""
     from fedctl.operations.runs import stop as operation
-    from fedctl.views import show
+    from fedctl.views import results
 
-    show.show_ended(operation(_find(file, run)), done="stopped", as_json=json)
+    results.ended(operation(_find(file, run)), as_json=json)
 
 
 @app.command()
 def clean(run: RunArgument = None, file: FileOption = FED_YAML, json: JsonOption = False) -> None:
     """Remove what a run left, here and on its nodes. Its models go with it: copy what you want to keep."""
     from fedctl.operations.runs import clean as operation
-    from fedctl.views import show
+    from fedctl.views import results
 
     ended = operation(_find(file, run))
-    show.show_ended(ended, done="removed", as_json=json)
+    results.ended(ended, as_json=json)
     if ended.failed:
         raise typer.Exit(4)
 
@@ -191,11 +206,21 @@ def aggregate(
     sources: Annotated[
         list[str] | None, typer.Argument(metavar="[RUN or FILES...]", help="A run, or .safetensors and .ckpt files.")
     ] = None,
-    round: Annotated[int | None, typer.Option("--round", min=1, help="Which round of the run; else its newest.")] = None,
-    strategy: Annotated[str | None, typer.Option("--strategy", metavar="NAME", help="How; else the run's own, or fedavg.")] = None,
-    option: Annotated[list[str] | None, typer.Option("--option", metavar="K=V", help="An option of the strategy.")] = None,
-    weights: Annotated[str | None, typer.Option("--weights", metavar="A,B,...", help="A weight a file; else all equal.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where to write: .safetensors or .ckpt.")] = None,
+    round: Annotated[
+        int | None, typer.Option("--round", min=1, help="Which round of the run; else its newest.")
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option("--strategy", metavar="NAME", help="How; else the run's own, or fedavg.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", metavar="K=V", help="An option of the strategy.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", metavar="A,B,...", help="A weight a file; else all equal.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where to write: .safetensors or .ckpt.")
+    ] = None,
     commit: Annotated[bool, typer.Option("--commit", help="Make it the next model of a run that is held.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
     file: FileOption = FED_YAML,
@@ -207,7 +232,7 @@ def aggregate(
     `launch --hold` left waiting. Over files no run is needed.
     """
     from fedctl.operations import aggregate as operation
-    from fedctl.views import show
+    from fedctl.views import results
 
     request = operation.Request(
         sources=tuple(sources or ()),
@@ -220,10 +245,10 @@ def aggregate(
         commit=commit,
         force=force,
     )
-    show.show_aggregated(operation.aggregate(request), as_json=json)
+    results.aggregated(operation.aggregate(request), as_json=json)
 
 
-def _find(file: Path, run: str | None):  # noqa: ANN202
+def _find(file: Path, run: str | None) -> "RunDir":
     from fedctl.rundir import find
 
     return find(file.parent, run)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol, assert_never
 
 from fedctl.errors import FedctlError, NodeError, RunError
@@ -211,12 +212,12 @@ class Coordinator:
                 # The first update will need torch; importing it now hides its seconds behind the nodes' work.
                 threading.Thread(target=importlib.import_module, args=("fedctl.weights",), daemon=True).start()
             case UpdateReceived(task=key):
-                self._in_background(lambda: self._hosts.of(key.node).release([key]))
+                self._in_background(partial(self._hosts.of(key.node).release, [key]))
             case RoundAggregated() if event.round >= 2:
                 old = self._state.history[-2].model.digest
                 if old != event.model.digest:
                     for host in self._hosts.of_nodes().values():
-                        self._in_background(lambda host=host: host.release([], [old]))
+                        self._in_background(partial(host.release, [], [old]))
             case _:
                 pass
 

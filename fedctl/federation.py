@@ -4,6 +4,7 @@ Pure and standard library only. `topology` reads the file into these; everything
 sees YAML. All options of a strategy are kept as plain values here and are checked by the strategy's own dataclass.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +97,12 @@ class Federation:
     def node(self, name: str) -> Node:
         """The node of that name; raises KeyError."""
         return next((node for node in self.nodes if node.name == name), None) or _missing(name)
+
+
+def needed(share: float, whole: int) -> int:
+    """How many of `whole` a share (float) or a count (int) asks for: at least one, at most all."""
+    wanted = math.ceil(share * whole - 1e-9) if isinstance(share, float) else share
+    return max(1, min(whole, wanted))
 
 
 def _missing(name: str) -> Node:

@@ -209,7 +209,7 @@ class Host:
     def _ask(self, op: str, **fields: Any) -> dict[str, Any]:
         return self.connection().ask(op, **self._run(), **fields)
 
-    def _run(self) -> dict[str, str]:
+    def _run(self) -> dict[str, Any]:
         return {"run": self._work.run, "identity": self._work.identity}
 
     def _worker(self) -> dict[str, Any]:
@@ -278,5 +278,3 @@ def _progress(key: TaskKey, value: object) -> Progress:
         return Progress.from_json(value)
     except ValueError:
         return Progress(key=key, phase="waiting")
-
-

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from fedctl.errors import ConfigError, ModelError, NodeError
 from fedctl.events import Event, ModelEvaluated, ModelInitialized, TaskFailed, TaskStarted, Traffic, UpdateReceived
@@ -28,7 +29,7 @@ def seed_of(seed: int, key: TaskKey) -> int:
 def task_of(federation: Federation, action: Perform) -> Task:
     """What the node is told."""
     spec, key = federation.task, action.task
-    common = {
+    common: dict[str, Any] = {
         "key": key,
         "seed": seed_of(federation.seed, key),
         "model": spec.model,
@@ -98,9 +99,7 @@ def _answer(action: Perform, done: Done, host: Host, run: RunDir, clock: Clock) 
     if key.kind in ("evaluate", "compare"):
         if set(result.scores) != set(action.models):
             raise NodeError("the node scored other models than it was asked to")
-        return ModelEvaluated(
-            at=clock(), task=key, scores=result.scores, seconds=result.seconds, bytes=done.traffic
-        )
+        return ModelEvaluated(at=clock(), task=key, scores=result.scores, seconds=result.seconds, bytes=done.traffic)
     if result.update is None:
         raise NodeError("the node returned no update")
     target = _target(run, key)
@@ -149,4 +148,6 @@ def _hint(error: str) -> str:
         "no train_dataloader": "a LightningDataModule needs train_dataloader(), and val_dataloader() to be scored",
         "is no Lightning": "`task.model` names a LightningModule and `task.data` a LightningDataModule",
     }
-    return next((hint for part, hint in hints.items() if part in error), "the code runs on its own first? mend it there")
+    return next(
+        (hint for part, hint in hints.items() if part in error), "the code runs on its own first? mend it there"
+    )

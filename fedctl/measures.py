@@ -36,7 +36,7 @@ class BestRound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorstNode:
-    """The node on whose data the newest evaluated model does worst by the monitored metric."""
+    """The node on whose data the newest settled model does worst by the monitored metric."""
 
     node: str
     metrics: Metrics
@@ -100,8 +100,8 @@ def best_round(state: RunState) -> BestRound | None:
 
 
 def worst_node(state: RunState) -> WorstNode | None:
-    """The node whose data the newest evaluated model serves worst."""
-    newest = _newest(state)
+    """The node whose data the newest model that all have scored serves worst."""
+    newest = max(trajectory(state), default=None)
     scores = {} if newest is None else global_scores(state, newest)
     values = {name: score.metrics[state.metric] for name, score in scores.items() if state.metric in score.metrics}
     if not values:

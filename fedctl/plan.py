@@ -4,13 +4,12 @@ Pure: the same state gives the same answer, nothing is remembered between calls.
 whose `key` is not yet in flight; every action ends in an event that changes the plan.
 """
 
-import math
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from fedctl.federation import Federation
+from fedctl.federation import Federation, needed
 from fedctl.records import COORDINATOR, Blob, Kind, TaskKey
 from fedctl.state import Answer, Failed, Received, RoundState, RunState
 
@@ -127,12 +126,6 @@ def cohort(federation: Federation, round: int, reachable: Iterable[str]) -> tupl
     if wanted >= len(names):
         return tuple(names)
     return tuple(sorted(random.Random(f"{federation.seed}/{round}").sample(names, wanted)))
-
-
-def needed(share: float, whole: int) -> int:
-    """How many of `whole` a share (float) or a count (int) asks for: at least one, at most all."""
-    wanted = math.ceil(share * whole - 1e-9) if isinstance(share, float) else share
-    return max(1, min(whole, wanted))
 
 
 def _beginning(state: RunState, federation: Federation) -> list[Action]:

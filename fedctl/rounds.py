@@ -55,4 +55,3 @@ def publish(run: RunDir, number: int, model_args: Mapping[str, Any]) -> None:
 
     copy_atomically(run.round_model(number), run.model)
     save_checkpoint(run.checkpoint, Weights.open(run.round_model(number)), model_args)
-

@@ -94,7 +94,6 @@ class RunDir:
             )
         return facts
 
-    @property
     def is_alive(self) -> bool:
         """True while a coordinator works on the run."""
         try:

@@ -6,10 +6,12 @@ A template is a folder with a `fed.yaml`, and the code and the README that go wi
 
 import difflib
 import os
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from fedctl.errors import StateError, UsageError
@@ -129,3 +131,20 @@ def _as_state_error(folder: Path) -> Iterator[None]:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise StateError(f"cannot write in {folder}: {reason}", hint=_ELSEWHERE) from error
+
+
+def missing_requirements(made: Scaffolded) -> tuple[str, ...]:
+    """The packages that the folder's requirements.txt names and this Python does not have."""
+    listed = made.folder / "requirements.txt"
+    if not listed.exists():
+        return ()
+    names = [re.split(r"[^A-Za-z0-9._-]", line.strip(), maxsplit=1)[0] for line in listed.read_text().splitlines()]
+    return tuple(name for name in names if name and not _is_installed(name))
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -262,10 +262,10 @@ def _load(path: Path) -> dict[Any, Any]:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{path}: to read it, code in it would have to run",
+            f"{path}: not only tensors and plain values, and no code is unpickled",
             hint="save its state dict as .safetensors, or keep its hyper-parameters to plain numbers and texts",
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a reader of foreign bytes raises whatever it stumbles on
         raise ModelError(f"{path}: not a file that torch.save wrote") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path}: holds a {type(content).__name__}, no state dict")
@@ -273,9 +273,7 @@ def _load(path: Path) -> dict[Any, Any]:
 
 
 def _lightning_version() -> str:
-    for package in ("pytorch-lightning", "lightning"):
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            continue
-    raise ModelError("neither pytorch-lightning nor lightning is installed: a checkpoint names its version")
+    try:
+        return version("pytorch-lightning")
+    except PackageNotFoundError:
+        return version("lightning")

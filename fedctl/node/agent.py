@@ -448,7 +448,11 @@ class Agent:
         os.makedirs(temporary)
         with tarfile.open(source) as archive:
             for member in archive:
-                if not (member.isfile() or member.isdir()) or member.name.startswith("/") or ".." in member.name.split("/"):
+                if (
+                    not (member.isfile() or member.isdir())
+                    or member.name.startswith("/")
+                    or ".." in member.name.split("/")
+                ):
                     raise Refused("the bundle holds %r" % (member.name,))
                 archive.extract(member, temporary, set_attrs=False)
         try:

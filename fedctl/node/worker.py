@@ -44,6 +44,8 @@ def main(path: str) -> None:
     (folder / "worker.pid").write_text(str(os.getpid()))
     spec = json.loads((folder / "worker.json").read_text())
     pool = Pool(folder, spec)
+    # OpenBLAS starts its threads as NumPy is imported, and a process with threads cannot be forked safely.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for module in spec["preload"]:
         importlib.import_module(module)
     pool.serve()

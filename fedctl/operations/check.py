@@ -47,7 +47,7 @@ class Checked:
 def check(path: Path) -> Checked:
     """Look at the code and at all nodes, these all at once; raises ConfigError for a fed.yaml that cannot be read."""
     federation = topology.load(path)
-    build(federation.strategy)
+    build(federation.strategy, folder=federation.folder)
     work = Work(
         run="check",
         identity="check",

@@ -13,11 +13,10 @@ import fedctl
 from fedctl import bundle, rundir, topology
 from fedctl.coordinator import Coordinator, Sink
 from fedctl.errors import ConfigError, FedctlError, StateError
-from fedctl.federation import Federation
+from fedctl.federation import Federation, needed
 from fedctl.hosts import Hosts, Work
 from fedctl.journal import read
 from fedctl.operations.rehearsal import rehearse
-from fedctl.plan import needed
 from fedctl.records import Blob
 from fedctl.rundir import RunDir
 from fedctl.sinks import MetricsSink
@@ -48,7 +47,7 @@ class Interrupted(FedctlError):
 def dry_run(path: Path, overrides: Sequence[str] = ()) -> DryRun:
     """What a launch would do; builds the first model in a folder of its own and leaves no trace."""
     federation = topology.load(path, overrides)
-    build(federation.strategy)
+    build(federation.strategy, folder=federation.folder)
     model = rehearse(federation)
     hosts = {(node.host, node.user, node.port, node.python) for node in federation.nodes}
     cohort = needed(federation.schedule.cohort, len(federation.nodes))
@@ -76,7 +75,7 @@ def launch(
     federation = topology.load(path, overrides)
     if name is not None:
         rundir.check_name(name)
-    build(federation.strategy)
+    build(federation.strategy, folder=federation.folder)
     name = name or rundir.new_name(federation.name, datetime.now(UTC), federation.folder)
     run = rundir.create(
         federation.folder,
@@ -140,7 +139,7 @@ def _coordinate(federation: Federation, run: RunDir, *, hold: bool, sinks: Seque
                 federation=federation,
                 run=run,
                 hosts=hosts,
-                strategy=build(federation.strategy),
+                strategy=build(federation.strategy, folder=federation.folder),
                 sinks=(metrics, *sinks),
                 hold=hold,
             ).run()

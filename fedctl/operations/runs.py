@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from fedctl import rundir
 from fedctl.errors import FedctlError, StateError, UsageError
@@ -16,7 +15,7 @@ from fedctl.journal import read
 from fedctl.operations.launch import configured, work_of
 from fedctl.records import TaskKey
 from fedctl.rundir import RunDir
-from fedctl.state import RunState, fold
+from fedctl.state import fold
 
 LEAVE_S = 10.0
 
@@ -39,7 +38,7 @@ def stop(run: RunDir) -> Ended:
 
 def clean(run: RunDir) -> Ended:
     """Remove what a run left on its nodes, then here. The folder here stays when a node could not be reached."""
-    if run.is_alive:
+    if run.is_alive():
         raise StateError(f"run {run.name} is running", hint=f"`fedctl stop {run.name}` first")
     state = fold(read(run.journal))
     models = {report.model.digest for report in state.history}
@@ -79,7 +78,7 @@ def _log(run: RunDir, host: Host, node: str, *, follow: bool, wait_s: float) -> 
                 yield f"==> {key} <==\n"
             shown[str(key)] = shown.get(str(key), 0) + len(text)
             yield text.decode(errors="replace")
-        if not follow or state.is_over or not run.is_alive:
+        if not follow or state.is_over or not run.is_alive():
             return
         time.sleep(wait_s)
 
@@ -97,7 +96,7 @@ def _age(key: TaskKey) -> tuple[bool, int, int]:
 
 
 def _stop_coordinator(run: RunDir) -> str:
-    if not run.is_alive:
+    if not run.is_alive():
         return "not running"
     owner = run.owner()
     if owner.get("host") != socket.gethostname():
@@ -107,7 +106,7 @@ def _stop_coordinator(run: RunDir) -> str:
     with contextlib.suppress(ProcessLookupError):
         os.kill(int(owner["pid"]), signal.SIGTERM)
     deadline = time.monotonic() + LEAVE_S
-    while run.is_alive:
+    while run.is_alive():
         if time.monotonic() > deadline:
             raise StateError(f"process {owner['pid']} does not leave run {run.name}", hint=f"`kill -9 {owner['pid']}`")
         time.sleep(0.05)
@@ -130,14 +129,3 @@ def _on_every_host(run: RunDir, coordinator: str, action: Callable[[Host], None]
     finally:
         hosts.close()
     return Ended(run=run.name, coordinator=coordinator, nodes=nodes, failed=tuple(failed))
-
-
-def state_of(run: RunDir) -> RunState:
-    """A run's state, from its journal alone."""
-    run.facts()
-    return fold(read(run.journal))
-
-
-def here(path: Path | None) -> Path:
-    """The folder whose runs are meant."""
-    return path.parent if path else Path.cwd()

@@ -18,7 +18,7 @@ LOOK_S = 0.2
 def status(run: RunDir) -> tuple[RunState, bool]:
     """The state, and whether a coordinator works on the run right now."""
     run.facts()
-    alive = run.is_alive
+    alive = run.is_alive()
     return fold(read(run.journal)), alive
 
 
@@ -28,7 +28,7 @@ def follow(run: RunDir) -> Iterator[tuple[RunState, list[Event | Progress], bool
     state = RunState()
     samples = _samples(run)
     for events in follow_journal(run.journal):
-        alive = run.is_alive
+        alive = run.is_alive()
         for event in events:
             state = apply(state, event)
         yield state, [*events, *next(samples)], alive
@@ -63,6 +63,7 @@ def require_held(run: RunDir) -> RunState:
     state, _ = status(run)
     if state.open is None or state.status != "held":
         raise StateError(
-            f"run {run.name} holds no round to commit", hint="`fedctl launch --hold` stops once a round's updates are in"
+            f"run {run.name} holds no round to commit",
+            hint="`fedctl launch --hold` stops once a round's updates are in",
         )
     return state

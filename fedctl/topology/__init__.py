@@ -18,8 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedctl.errors import ConfigError
-from fedctl.federation import Federation, Monitor, Schedule, TaskSpec
-from fedctl.plan import needed
+from fedctl.federation import Federation, Monitor, Schedule, TaskSpec, needed
 from fedctl.topology.document import Document, read
 from fedctl.topology.expand import expand, node_problems
 from fedctl.topology.fields import SET_BY_FEDCTL

@@ -18,7 +18,7 @@ from fedctl.topology.wording import describe, quoted, shown
 Address = tuple[str | int, ...]
 """The keys and indices that lead to a value: `("nodes", 1, "port")`."""
 
-_MOST_VALUES = 200_000
+_MOST_VALUES = 100_000
 _MOST_LEVELS = 50
 _LARGEST_INT = 2**63
 _TAG = "tag:yaml.org,2002:"
@@ -89,7 +89,7 @@ def _compose(text: str, source: Callable[[int], str]) -> yaml.Node | None:
         return yaml.compose(text, Loader=_Loader)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise ConfigError(f"{source(line)}: not a text file: it has the character {error.character:#04x}") from None
+        raise ConfigError(f"{source(line)}: not a text file: it has the character {error.character:#x}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source(mark.line + 1)}: column {mark.column + 1}" if mark else source(1)
@@ -122,10 +122,10 @@ class _Reader:
                 return {name: self.value(inner, (*address, name), key) for name, (key, inner) in entries.items()}
             case yaml.SequenceNode(tag="tag:yaml.org,2002:seq"):
                 return [self.value(inner, (*address, index)) for index, inner in enumerate(node.value)]
-            case yaml.ScalarNode() if node.tag in _PLAIN:
+            case yaml.ScalarNode():
                 return self._scalar(node, address)
             case _:
-                raise self._refusal(node, address, f"the tag {quoted(node.tag)} is not supported", "leave the tag out")
+                raise self._unsupported(node, address)
 
     def _entries(self, node: yaml.MappingNode, address: Address) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """A mapping's keys and values by name, those that `<<` merges in standing below its own."""
@@ -152,12 +152,17 @@ class _Reader:
         raise self._refusal(node, address, "`<<` merges mappings only", "give it an alias, as in `<<: *base`")
 
     def _name(self, key: yaml.Node, address: Address) -> str:
-        value = self._scalar(key, address) if isinstance(key, yaml.ScalarNode) and key.tag in _PLAIN else key.value
-        if isinstance(value, str):
-            return value
-        raise self._refusal(key, address, f"a key should be text, not {describe(value)}", "put the key in quotes")
+        what = "a list" if isinstance(key, yaml.SequenceNode) else "a mapping"
+        if isinstance(key, yaml.ScalarNode):
+            value = self._scalar(key, address)
+            if isinstance(value, str):
+                return value
+            what = describe(value)
+        raise self._refusal(key, address, f"a key should be text, not {what}", "put the key in quotes")
 
     def _scalar(self, node: yaml.ScalarNode, address: Address) -> Any:
+        if node.tag not in _PLAIN:
+            raise self._unsupported(node, address)
         try:
             value = self._constructor.construct_object(node, deep=True)
             str(value).encode()
@@ -173,6 +178,9 @@ class _Reader:
             raise self._refusal(node, (), f"more than {_MOST_VALUES} values", "see what its aliases expand to")
         if len(address) > _MOST_LEVELS:
             raise self._refusal(node, (), f"nested deeper than {_MOST_LEVELS} levels", "see what its aliases expand to")
+
+    def _unsupported(self, node: yaml.Node, address: Address) -> ConfigError:
+        return self._refusal(node, address, f"the tag {quoted(node.tag)} is not supported", "leave the tag out")
 
     def _refusal(self, node: yaml.Node, address: Address, text: str, hint: str) -> ConfigError:
         return ConfigError(Place(source=self.source(_line(node))).sentence(address, text), hint=hint)

@@ -50,7 +50,7 @@ def _name(text: str) -> str:
 
 def _filled(text: str) -> str:
     if not text.strip() or not text.isprintable():
-        raise refusal(f"should be text, not {describe(text)}")
+        raise refusal(f"should be printable text, not {describe(text)}")
     return text
 
 

@@ -56,7 +56,7 @@ def _words(kind: str, address: Address, details: Any, document: Document) -> tup
         case "refused":
             return context["text"], context["hint"]
         case "extra_forbidden":
-            keys = tuple(section_at(address[:-1]).keys())
+            keys = tuple(section_at(address[:-1]).allowed())
             return "unknown key", suggestion(str(address[-1]), keys, otherwise="the keys there are")
         case "missing":
             return _MISSING, f"add `{address[-1]}:` to {shown(address[:-1]) or 'the top level'}"

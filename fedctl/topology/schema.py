@@ -42,7 +42,7 @@ class Section(BaseModel):
         return {name: value for name, value in self if name in self.model_fields_set}
 
     @classmethod
-    def keys(cls) -> dict[str, Any]:
+    def allowed(cls) -> dict[str, Any]:
         """What may be written here, with the type of each."""
         return {field.alias or name: field.annotation for name, field in cls.model_fields.items()}
 
@@ -91,7 +91,7 @@ class DefaultsSection(Section):
 class NodeSection(DefaultsSection):
     """One node, or `count` of them that differ in `{i}`."""
 
-    name: Text
+    name: str
     count: Positive | None = ABSENT
 
 
@@ -117,7 +117,7 @@ def section_at(address: Address) -> type[Section]:
     section: type[Section] = FederationSection
     for part in address:
         if isinstance(part, str):
-            section = _section(section.keys()[part])
+            section = _section(section.allowed()[part])
     return section
 
 

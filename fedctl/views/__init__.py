@@ -30,7 +30,7 @@ class Sink(Protocol):
 
 
 def open_sink(*, json: bool = False) -> Sink:
-    """The sink that fits: live on a terminal, else a line an event; with `json` stdout is kept free for the document."""
+    """The sink that fits: live on a terminal, else a line an event; with `json` stdout is left to the document."""
     from fedctl.views.lines import LinesSink
 
     if json:

@@ -5,6 +5,7 @@ ASCII it swaps each sign for one of the same width. Text is never markup.
 """
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +16,7 @@ from rich.text import Text
 GAP = 2
 _ASCII = str.maketrans(
     {"━": "=", "╸": ">", "─": "-", "…": "~", "·": "-", "→": ">", "↑": "^", "↓": "v", "│": "|", "┤": "+", "└": "+"}
-    | {"✓": "+", "✗": "x", "○": "o", "●": "*", "■": "#", "−": "-"}
+    | {"✓": "+", "✗": "x", "○": "o", "●": "*", "■": "#"}
     | dict(zip("▁▂▃▄▅▆▇█", "..::--##", strict=True))
     | dict.fromkeys("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "*")
 )
@@ -30,6 +31,7 @@ class Drawing:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for line in self.draw(options.max_width):
+            line.rstrip()
             line.no_wrap, line.overflow = True, "crop"
             if options.ascii_only:
                 line.plain = line.plain.translate(_ASCII).encode("ascii", "replace").decode("ascii")
@@ -84,11 +86,22 @@ def cut(text: Text, width: int) -> Text:
     return text
 
 
+def folded(text: Text, width: int, most: int = 4) -> list[Text]:
+    """The text in its one style, broken between words over as many lines as it needs."""
+    lines = textwrap.wrap(text.plain, max(1, width)) or [""]
+    return [Text(line, text.style) for line in lines[:most]]
+
+
 def spread(left: Text, right: Text, width: int) -> Text:
     """Two texts at the two ends of a line; the left one is cut where both do not fit."""
     right = cut(right, width)
     room = width - right.cell_len
     return Text.assemble(cell(left, room - GAP), " " * GAP, right) if room > GAP else right
+
+
+def parted(*parts: Sequence[Text]) -> list[Text]:
+    """The parts that have lines, each below an empty one."""
+    return [line for part in parts if part for line in (Text(), *part)]
 
 
 def bar(fraction: float, width: int, style: str) -> Text:
@@ -115,7 +128,7 @@ def _sign(value: float | None, low: float, high: float, level: int, height: int)
     if value is None:
         return " "
     if not math.isfinite(value):
-        return "×" if level == 0 else " "
+        return "x" if level == 0 else " "
     share = (value - low) / (high - low) if high > low else 1.0
     eighths = 1 + round(share * (8 * height - 1))
     return _EIGHTHS[max(0, min(8, eighths - 8 * level))]

@@ -10,11 +10,11 @@ from rich.text import Text
 from fedctl.federation import Monitor
 from fedctl.measures import Comparison
 from fedctl.report import StatusReport
-from fedctl.views.canvas import GAP, Column, cut, fitting, plot, row, titles, total
-from fedctl.views.text import change, counted, figure
+from fedctl.views.canvas import GAP, Column, cut, fitting, folded, plot, row, titles, total
+from fedctl.views.text import change, figure
 
 _CURVE = "cyan"
-_TITLES = {"name": "node", "alone": "alone", "federated": "federated", "gain": "gain"}
+_LOWER = {"max": "", "min": " (lower is better)"}
 
 
 def curve_lines(report: StatusReport, width: int, height: int) -> list[Text]:
@@ -22,13 +22,14 @@ def curve_lines(report: StatusReport, width: int, height: int) -> list[Text]:
     metric = report.monitor.metric
     curve = {one.round: one.metrics[metric] for one in report.history if one.settled and metric in one.metrics}
     values = [curve.get(number) for number in range(report.rounds + 1)]
-    standing = _standing(report, [value for value in values if value is not None])
-    if not curve or height < 2:
-        return [cut(Text.assemble((f"{metric}  ", "bold"), standing), width)] if standing else []
+    if len(curve) < 2 or height < 2:
+        standing = _standing(report, list(curve.values()), width - len(metric) - GAP)
+        return [Text.assemble((metric, "bold"), "  ", standing)] if standing and height else []
+    standing = _standing(report, list(curve.values()), width)
     if height < 5:
         signs = plot(values, max(8, min(40, width // 3)), 1, _CURVE)[0]
         signs.rstrip()
-        return [cut(Text.assemble((metric, "bold"), "  ", signs), width), cut(standing, width)]
+        return [cut(Text.assemble((metric, "bold"), "  ", signs), width), standing]
     high, low = (figure(metric, bound(curve.values())) for bound in (max, min))
     margin = max(len(high), len(low))
     bars = plot(values, max(8, min(width, 100) - margin - GAP), height - 2, _CURVE)
@@ -37,20 +38,27 @@ def curve_lines(report: StatusReport, width: int, height: int) -> list[Text]:
         Text.assemble((f"{label:>{margin}} {'┤' if label else '│'}", "dim"), line)
         for label, line in zip(labels, bars, strict=True)
     ]
-    return [Text(metric, "bold"), *scaled, cut(standing, width)]
+    heading = Text.assemble((metric, "bold"), (f", rounds 0 to {report.rounds}", "dim"))
+    return [heading, *scaled, standing]
 
 
-def _standing(report: StatusReport, values: Sequence[float]) -> Text:
-    """`0.9531 after round 6 · best 0.9531 in round 6 · worst node carol 0.9102`."""
+def _standing(report: StatusReport, values: Sequence[float], width: int) -> Text:
+    """`0.9531 now · best 0.9531 in round 6 · worst on carol 0.9102 · 0.0889 at first`, as far as there is room."""
     metric = report.monitor.metric
     parts = []
     if values:
-        parts.append(Text.assemble((figure(metric, values[-1]), "bold"), f" now, {figure(metric, values[0])} at first"))
+        when = "at the end" if report.state == "finished" else "now"
+        parts.append(Text.assemble((figure(metric, values[-1]), "bold"), f" {when}"))
     if report.best and len(values) > 1:
         parts.append(Text(f"best {figure(metric, report.best.metrics.get(metric))} in round {report.best.round}"))
     if report.worst and len(report.nodes) > 1:
         parts.append(Text(f"worst on {report.worst.node} {figure(metric, report.worst.metrics.get(metric))}"))
-    return Text(" · ", "dim").join(parts)
+    if len(values) > 1:
+        parts.append(Text(f"{figure(metric, values[0])} at first"))
+    between = Text(" · ", "dim")
+    while len(parts) > 1 and between.join(parts).cell_len > width:
+        parts.pop()
+    return cut(between.join(parts), width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +86,7 @@ def comparison_lines(report: StatusReport, width: int, height: int | None = None
     if not report.compare:
         return []
     columns = fitting(_columns(report), width)
-    verdict = _verdict(report)
+    verdict = [line for one in _verdict(report) for line in folded(one, width)]
     body = [row(columns, _cells(one, report.monitor)) for one in report.compare]
     room = len(body) if height is None else height - 2 - len(verdict)
     if room < len(body):
@@ -88,15 +96,16 @@ def comparison_lines(report: StatusReport, width: int, height: int | None = None
 
 
 def _columns(report: StatusReport) -> list[Column]:
+    gain = "gain" if report.monitor.mode == "max" else "change"
     name = min(16, max(4, *(len(one.node) for one in report.compare)))
     return [
         Column(key="name", title="node", width=name, justify="left"),
         Column(key="alone", title="alone", width=8),
         Column(key="federated", title="federated", width=9),
-        Column(key="gain", title="gain", width=8),
+        Column(key="gain", title=gain, width=8),
         Column(key="alone own", title="alone", width=10, priority=1),
         Column(key="federated own", title="federated", width=9, priority=1),
-        Column(key="gain own", title="gain", width=8, priority=2),
+        Column(key="gain own", title=gain, width=8, priority=2),
     ]
 
 
@@ -120,7 +129,8 @@ def _cells(one: Comparison, monitor: Monitor) -> dict[str, Text]:
         if metric in alone and metric in federated:
             pair = _Pair(alone[metric], federated[metric], monitor)
             style = "dim" if pair.is_level else "green" if pair.gain > 0 else "yellow"
-            cells[f"gain{suffix}"] = Text(change(metric, pair.federated - pair.alone), style)
+            difference = 0.0 if pair.is_level else pair.federated - pair.alone
+            cells[f"gain{suffix}"] = Text(change(metric, difference), style)
     return cells
 
 
@@ -151,12 +161,12 @@ def _bought(pairs: Sequence[_Pair], monitor: Monitor) -> Text:
     mean = _Pair(fmean(pair.alone for pair in pairs), fmean(pair.federated for pair in pairs), monitor)
     worst = min(pairs, key=lambda pair: pair.alone if monitor.mode == "max" else -pair.alone)
     span = f"worst node alone {figure(metric, worst.alone)} → {figure(metric, worst.federated)}"
-    difference = change(metric, mean.federated - mean.alone)
+    difference = f"{change(metric, mean.federated - mean.alone)} {metric}" + _LOWER[monitor.mode]
     if mean.is_level:
         return Text(f"federating made no difference to {metric} on everyone's data ({span})", "yellow")
     if mean.gain > 0:
-        return Text(f"federating bought {difference} {metric} on everyone's data ({span})", "bold green")
-    return Text(f"federating did not help: {difference} {metric} on everyone's data ({span})", "bold yellow")
+        return Text(f"federating bought {difference} on everyone's data ({span})", "bold green")
+    return Text(f"federating did not help: {difference} on everyone's data ({span})", "bold yellow")
 
 
 def _prefers_alone(one: Comparison, monitor: Monitor) -> bool:

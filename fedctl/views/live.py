@@ -52,7 +52,7 @@ class LiveSink:
             self._state = state
             if isinstance(event, UpdateReceived | ModelEvaluated | TaskFailed):
                 self._progress.pop(str(event.task), None)
-            if not isinstance(event, TaskStarted):
+            if not _is_routine(event):
                 self._recent.append(event)
 
     def progress(self, progress: Progress) -> None:
@@ -94,8 +94,13 @@ class LiveSink:
         return self._picture
 
 
+def _is_routine(event: Event) -> bool:
+    """True of what the table of nodes shows anyway, a node at a time."""
+    return isinstance(event, TaskStarted) or (isinstance(event, ModelEvaluated) and event.task.kind == "evaluate")
+
+
 class _Live(Live):
-    """Clears the screen when the terminal's width has changed: by then the old lines are wrapped and cannot be erased."""
+    """Clears the screen when the terminal's width has changed: old lines are wrapped by then and cannot be erased."""
 
     _width: int | None = None
 

@@ -63,17 +63,17 @@ def _sentence(event: Event, state: RunState) -> str:
             took = next((f" in {duration(r.seconds)}" for r in state.history if r.number == event.round), "")
             return f"round {event.round} aggregated from {counted(len(event.contributors), 'node')}{took}"
         case RunFinished():
-            return f"{state.run} finished in {clock(elapsed(state))}{_final(state)}"
+            return f"run finished in {clock(elapsed(state))}{_final(state)}"
         case RunFailed():
-            return f"{state.run} failed: {event.reason}"
+            return f"run failed: {event.reason}"
         case _:
             assert_never(event)
 
 
 def _run_started(event: RunStarted, state: RunState) -> str:
     if state.started_at is not None and state.started_at < event.at:
-        return f"{event.run} resumed"
-    return f"{event.run} started: {counted(len(event.nodes), 'node')}, {counted(event.rounds, 'round')}"
+        return f"run {event.run} resumed"
+    return f"run {event.run} started: {counted(len(event.nodes), 'node')}, {counted(event.rounds, 'round')}"
 
 
 def _subject(task: TaskKey) -> str:

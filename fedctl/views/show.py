@@ -2,7 +2,7 @@
 
 import json as json_
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedctl.errors import FedctlError
@@ -91,3 +91,29 @@ def show_pairs(pairs: Sequence[tuple[str, str]], *, title: str | None = None) ->
     if title:
         console.print(Text(plain(title), "bold"))
     console.print(table)
+
+
+def _say(label: str, style: str, message: str) -> None:
+    from rich.text import Text
+
+    line = Text.assemble((f"{label}:", style), " ", _paragraph(message))
+    _console(stderr=True).print(line, soft_wrap=True)
+
+
+def _paragraph(message: str) -> "Text":
+    """A message of our own may have lines; what it quotes of a node's may not drive the terminal."""
+    from rich.text import Text
+
+    return Text("\n".join(" " * (len(line) - len(line.lstrip())) + plain(line) for line in message.splitlines()))
+
+
+def _draw(draw: Callable[[int], "Sequence[Text]"]) -> None:
+    from fedctl.views.canvas import Drawing
+
+    _console().print(Drawing(draw))
+
+
+def _console(*, stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, highlight=False)

@@ -4,9 +4,13 @@ import math
 import re
 
 _ESCAPE = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: colours, the cursor, erasing
-    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"  # OSC and its like: titles, the clipboard
-    r"|\x1b[ -/]*[0-~]"
+    r"""
+      (?: \x1b\[ | \x9b ) [0-?]* [\ -/]* [@-~]                # CSI: colours, the cursor, erasing
+    | (?: \x1b[\]PX^_] | [\x90\x98\x9d-\x9f] )                # OSC and its like: titles, the clipboard
+      [^\x07\x1b\x9c]* (?: \x07 | \x1b\\ | \x9c )?
+    | \x1b [\ -/]* [0-~]                                      # any other
+    """,
+    re.VERBOSE,
 )
 
 
@@ -31,7 +35,9 @@ def figure(name: str, value: float | None) -> str:
 
 
 def change(name: str, value: float) -> str:
-    """A difference in a metric, with its sign."""
+    """A difference in a metric, with its sign; 0 where it vanishes in rounding."""
+    if abs(value) < 0.5e-4:
+        return "0"
     return figure(name, value) if value < 0 or math.isnan(value) else f"+{figure(name, value)}"
 
 
@@ -56,6 +62,13 @@ def clock(seconds: float) -> str:
     if hours < 24:
         return f"{hours}h {minutes % 60:02d}m"
     return f"{hours // 24}d {hours % 24:02d}h"
+
+
+def roughly(seconds: float) -> str:
+    """An estimate, no finer than it deserves: `40s`, `5m`, `2h 05m`."""
+    if seconds < 55:
+        return f"{5 * max(1, math.ceil(seconds / 5))}s"
+    return f"{round(seconds / 60)}m" if seconds < 3570 else clock(seconds)
 
 
 def duration(seconds: float) -> str:

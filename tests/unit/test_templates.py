@@ -20,7 +20,9 @@ FROM_FEDCTL = {"digits/data.py": {"fedctl.partition"}}
 """All that a template may import of fedctl."""
 
 lightning_warns = pytest.mark.filterwarnings(
-    "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
+    "ignore:`isinstance.treespec:FutureWarning",
+    "ignore:.*does not have many workers:UserWarning",
+    "ignore:The number of training batches:UserWarning",
 )
 
 

@@ -353,8 +353,8 @@ def test_names_that_yaml_does_not_read_as_text(assert_error, value, message, hin
         ('{name: a, port: "22"}', 'port: should be a whole number, not "22"', "take the quotes away"),
         ("{name: a, host: -oProxy}", 'host: should be one word that does not begin with `-`, not "-oProxy"', None),
         ("{name: a, user: a b}", 'user: should be one word that does not begin with `-`, not "a b"', None),
-        ("{name: a, key: ''}", 'key: should be text, not ""', None),
-        ('{name: a, python: "\\e[31m"}', 'python: should be text, not "\\u001b[31m"', None),
+        ("{name: a, key: ''}", 'key: should be printable text, not ""', None),
+        ('{name: a, python: "\\e[31m"}', 'python: should be printable text, not "\\u001b[31m"', None),
         (
             "{name: a, accelerator: cup}",
             'accelerator: should be auto, cpu, gpu or mps, not "cup"',
@@ -585,7 +585,8 @@ TABS = "indent with spaces: YAML allows no tabs there"
         ("a: {0: b}\n", "fed.yaml:1: a: a key should be text, not 0", "put the key in quotes"),
         ("on: b\n", "fed.yaml:1: a key should be text, not true", "put the key in quotes"),
         ("? [a]\n: b\n", "fed.yaml:1: a key should be text, not a list", ...),
-        ("? {a: b}\n: b\n", None, "put the key in quotes"),
+        ("? {a: b}\n: b\n", "fed.yaml:1: a key should be text, not a mapping", "put the key in quotes"),
+        ("!x a: 1\n", 'fed.yaml:1: the tag "!x" is not supported', "leave the tag out"),
         ("a: {<<: 3}\n", "fed.yaml:1: a: `<<` merges mappings only", ...),
         ("a: &a [*a]\n", "fed.yaml:1: nested deeper than 50 levels", "see what its aliases expand to"),
         ("a: &a {<<: *a}\n", "fed.yaml: nested too deep", ...),
@@ -604,7 +605,7 @@ def test_text_that_cannot_be_read(read, text, message, hint):
 def test_aliases_cannot_blow_up(read, form):
     leaf = "{k: v}" if "<<" in form else "lol"
     lines = [f"a0: &a0 {leaf}", *(f"a{i}: &a{i} {form.format(f'*a{i - 1}')}" for i in range(1, 45))]
-    with pytest.raises(ConfigError, match="more than 200000 values"):
+    with pytest.raises(ConfigError, match="more than 100000 values"):
         read("\n".join(lines))
 
 
@@ -690,8 +691,8 @@ TWO = with_nodes("{name: alice, data: {site: 0}}", "{name: bob.example, slots: 1
         (["nodes.alice={name: dora}"], lambda f: f.nodes[0], Node(name="dora")),
         (["nodes=[{name: zoe}]"], lambda f: f.nodes, (Node(name="zoe"),)),
         (["strategy.lr=0.1"], lambda f: f.strategy, Named(name="fedavg", options={"lr": 0.1})),
-        (["strategy.name=fedadam", "strategy.lr=1e-3"], lambda f: f.strategy, Named(name="fedadam", options={"lr": 0.001})),
-        (["task.trainer.callbacks=[a, b]", "task.trainer.callbacks.1=c"], lambda f: f.task.trainer["callbacks"], ["a", "c"]),
+        (["strategy.name=x", "strategy.lr=1e-3"], lambda f: f.strategy, Named(name="x", options={"lr": 0.001})),
+        (["task.trainer.x=[a, b]", "task.trainer.x.1=c"], lambda f: f.task.trainer["x"], ["a", "c"]),
     ],
 )  # fmt: skip
 def test_overrides(read, overrides, look, value):
@@ -812,7 +813,7 @@ def test_the_example_is_a_federation(read):
 @pytest.mark.parametrize("section", sections(), ids=lambda section: section.__name__)
 def test_the_example_and_the_page_have_every_key(section):
     example, page = (ROOT / "fed.yaml.example").read_text(), (ROOT / "docs" / "fed-yaml.md").read_text()
-    for key in section.keys():
+    for key in section.allowed():
         assert f"{key}:" in example
         assert any(f"| `{prefix}{key}` |" in page for prefix in ("", "monitor.", "share.")), key
 

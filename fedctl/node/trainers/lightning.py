@@ -113,7 +113,10 @@ def _prepare(task: Task, folder: Path, report: Report, phase: Literal["training"
         "default_root_dir": folder,
         **task.trainer,
     }
-    if not options.keys() & {"limit_val_batches", "val_check_interval", "check_val_every_n_epoch"} and phase == "training":
+    if (
+        not options.keys() & {"limit_val_batches", "val_check_interval", "check_val_every_n_epoch"}
+        and phase == "training"
+    ):
         # The global model is validated in tasks of its own; validating the local one at every epoch would double the work.
         options["limit_val_batches"] = 0
     options["callbacks"] = [*options.get("callbacks", ()), callback]
@@ -132,7 +135,7 @@ def _callback(lightning: Any, task: Task, report: Report, phase: Literal["traini
             warnings.simplefilter("ignore")
             return int(extract_batch_size(batch))
 
-    class Telemetry(lightning.Callback):  # type: ignore[misc, name-defined]
+    class Telemetry(lightning.Callback):  # type: ignore[misc]
         def __init__(self) -> None:
             self.examples = 0
             """Examples of one pass over the data: those of the first epoch."""
@@ -180,7 +183,9 @@ def _flavour(kind: Any, base: str, target: str, wanted: Flavour | None = None) -
             parent.__name__ == base and parent.__module__.startswith(flavour + ".") for parent in kind.__mro__
         ):
             if wanted not in (None, flavour):
-                raise TypeError(f"{target} is a {base} of {flavour}, but the model is one of {wanted}: import one of them in both")
+                raise TypeError(
+                    f"{target} is a {base} of {flavour}, but the model is one of {wanted}: import one of them in both"
+                )
             return flavour
     raise TypeError(f"{target} is no {base}")
 

@@ -1,0 +1,169 @@
+"""`fedctl aggregate`: a what-if over a run's updates, the next model of a held run, or the average of plain files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedctl.aggregation import AggregateReport, aggregate_files
+from fedctl.errors import StateError, UsageError
+from fedctl.federation import Named
+from fedctl.journal import Journal, read
+from fedctl.operations.launch import configured
+from fedctl.operations.status import require_held
+from fedctl.records import Blob
+from fedctl.rounds import close_round
+from fedctl.rundir import RunDir, find
+from fedctl.state import RunState, fold
+from fedctl.strategies import build
+
+FILES = (".safetensors", ".ckpt", ".pt", ".pth")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What was asked for: `sources` name one run or several files; `folder` is where runs are looked for."""
+
+    sources: tuple[str, ...] = ()
+    folder: Path = Path()
+    round: int | None = None
+    strategy: str | None = None
+    options: tuple[str, ...] = ()
+    weights: str | None = None
+    output: Path | None = None
+    commit: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """A held round that was closed by hand."""
+
+    run: str
+    round: int
+    strategy: str
+    model: Blob
+    contributors: tuple[str, ...]
+
+
+def aggregate(request: Request) -> AggregateReport | Committed:
+    """Do what the request asks for; raises UsageError where it contradicts itself."""
+    if any(Path(source).suffix in FILES for source in request.sources):
+        return _files(request)
+    if len(request.sources) > 1:
+        raise UsageError("one run at a time, or files that end in .safetensors or .ckpt")
+    run = find(request.folder, request.sources[0] if request.sources else None)
+    return _commit(request, run) if request.commit else _what_if(request, run)
+
+
+def _files(request: Request) -> AggregateReport:
+    if request.commit or request.round is not None:
+        raise UsageError("--commit and --round belong to a run, not to files")
+    if request.output is None:
+        raise UsageError("where should the result go?", hint="add `-o out.safetensors`")
+    return aggregate_files(
+        [Path(source) for source in request.sources],
+        output=request.output,
+        strategy=_strategy(request, Named(name="fedavg")),
+        weights=_numbers(request.weights),
+        force=request.force,
+    )
+
+
+def _what_if(request: Request, run: RunDir) -> AggregateReport:
+    """Aggregate a round's updates anew, beside the run; the weights are the nodes' examples unless given."""
+    federation = configured(run)
+    state = fold(read(run.journal))
+    number = request.round or (state.open.number if state.open and state.open.updates else state.round)
+    folder = run.round(number) / "updates"
+    names = sorted(path.stem for path in folder.glob("*.safetensors"))
+    if not names:
+        raise StateError(f"run {run.name} has no updates of round {number}", hint=_rounds_with_updates(run))
+    strategy = _strategy(request, federation.strategy)
+    weights = _numbers(request.weights)
+    if weights is None and build(strategy, folder=federation.folder).weighted:
+        examples = _examples(run, number)
+        weights = [float(examples[name]) for name in names]
+    output = request.output or run.round(number) / f"what-if-{strategy.name.replace(':', '.')}.safetensors"
+    report = aggregate_files(
+        [run.update(number, name) for name in names],
+        output=output,
+        strategy=strategy,
+        weights=weights,
+        model=run.round_model(number - 1),
+        force=request.force or request.output is None,
+    )
+    contributors = tuple(replace(c, name=Path(c.name).stem) for c in report.contributors)
+    return replace(report, contributors=contributors)
+
+
+def _commit(request: Request, run: RunDir) -> Committed:
+    """Close the held round: its updates become the run's next model."""
+    if request.weights or request.output or request.round:
+        raise UsageError("--commit takes the held round as it is", hint="leave out --weights, --round and -o")
+    federation = configured(run)
+    strategy = _strategy(request, federation.strategy)
+    rule = build(strategy, folder=federation.folder)
+    with run.lock(), Journal(run.journal) as journal:
+        state = require_held(run)
+        event = close_round(
+            run,
+            state,
+            contributors=_contributors(state),
+            strategy=rule,
+            model_args=federation.task.model_args,
+            at=lambda: datetime.now(UTC),
+        )
+        journal.append([event])
+    return Committed(
+        run=run.name, round=event.round, strategy=strategy.name, model=event.model, contributors=event.contributors
+    )
+
+
+def _contributors(state: RunState) -> tuple[str, ...]:
+    return tuple(state.open.updates) if state.open else ()
+
+
+def _examples(run: RunDir, number: int) -> Mapping[str, int]:
+    """How many examples each node trained on in that round, by the journal."""
+    from fedctl.events import UpdateReceived
+
+    return {
+        event.task.node: event.examples
+        for event in read(run.journal)
+        if isinstance(event, UpdateReceived) and event.task.kind == "train" and event.task.round == number
+    }
+
+
+def _rounds_with_updates(run: RunDir) -> str:
+    rounds = sorted(int(path.parent.name) for path in run.path.glob("rounds/*/updates"))
+    return f"there are updates of rounds {rounds[0]} to {rounds[-1]}" if rounds else "no round has gathered any yet"
+
+
+def _strategy(request: Request, default: Named) -> Named:
+    options = _options(request.options)
+    if request.strategy is None or request.strategy == default.name:
+        return Named(name=default.name, options={**default.options, **options})
+    return Named(name=request.strategy, options=options)
+
+
+def _options(pairs: Sequence[str]) -> dict[str, Any]:
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise UsageError(f"--option {pair}: should be name=value", hint="as `--option momentum=0.9`")
+        options[name] = yaml.safe_load(value)
+    return options
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--weights {text}: should be numbers", hint="as `--weights 3,1,1`") from None

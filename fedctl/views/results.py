@@ -1,0 +1,184 @@
+"""What each command shows of what its operation returned: words for people, or one JSON document."""
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedctl.events import Event
+from fedctl.records import Progress
+from fedctl.report import report
+from fedctl.state import RunState
+from fedctl.views import open_sink
+from fedctl.views.show import note, show_json, show_pairs, show_rows, show_status, show_summary
+from fedctl.views.text import plain, size
+
+if TYPE_CHECKING:
+    from fedctl.aggregation import AggregateReport
+    from fedctl.operations.aggregate import Committed
+    from fedctl.operations.check import Checked, Finding
+    from fedctl.operations.launch import DryRun
+    from fedctl.operations.runs import Ended
+    from fedctl.scaffold import Scaffolded, Template
+
+
+def templates(found: Sequence["Template"], *, as_json: bool) -> None:
+    """What `init` can make."""
+    if as_json:
+        show_json({"templates": [{"name": one.name, "summary": one.summary} for one in found]})
+    else:
+        show_rows(["TEMPLATE", "WHAT IT IS"], [[one.name, one.summary] for one in found])
+
+
+def scaffolded(made: "Scaffolded", *, missing: Sequence[str], as_json: bool) -> None:
+    """What `init` has made; `missing` are packages of its requirements.txt that are not here."""
+    if as_json:
+        show_json(_plain_value(made))
+        return
+    note(f"made {', '.join(str(path) for path in made.files)} in {made.folder}, from the template {made.template}")
+    steps = [] if made.folder.resolve() == Path.cwd() else [f"cd {made.folder}"]
+    if missing:
+        steps.append("pip install -r requirements.txt")
+    note(f"next: {' && '.join([*steps, 'fedctl launch'])}")
+
+
+def checked(found: "Checked", *, as_json: bool) -> None:
+    """A row a node, and a remedy a failure."""
+    if as_json:
+        show_json({**_plain_value(found), "passed": found.passed})
+        return
+    rows = [["your code", "", _word(found.code), found.code.value]]
+    for node, findings in found.nodes.items():
+        rows += [[node if i == 0 else "", one.name, _word(one), one.value] for i, one in enumerate(findings)]
+    show_rows(["NODE", "WHAT", "", "FOUND"], rows)
+    for where, one in _failures(found):
+        note(f"{where}: {one.name}: {one.remedy or 'no remedy is known'}")
+
+
+def planned(plan: "DryRun", *, as_json: bool) -> None:
+    """What a launch would do."""
+    federation = plan.federation
+    if as_json:
+        document = _plain_value(plan)
+        document["federation"] = federation.name
+        document["nodes"] = [{"name": node.name, "host": node.host} for node in federation.nodes]
+        document["rounds"] = federation.rounds
+        show_json(document)
+        return
+    names = [node.name for node in federation.nodes]
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    show_pairs(
+        [
+            ("nodes", f"{len(names)}: {shown}"),
+            ("rounds", f"{federation.rounds}, with {plan.cohort} nodes each, of which {plan.quorum} must answer"),
+            ("strategy", federation.strategy.name),
+            ("model", f"{federation.task.model}, {size(plan.model.size)}"),
+            ("a round", f"{size(plan.sent)} to the nodes, {size(plan.received)} back"),
+            ("the run", f"{size((plan.sent + plan.received) * federation.rounds)} in all"),
+            ("code", f"{plan.bundle_files} of your files, {size(plan.bundle_size)} with fedctl's node part"),
+            ("to install", "nothing: local nodes use this Python, or the one that `python:` names"),
+        ],
+        title=f"{federation.name}: what `fedctl launch` would do",
+    )
+    note("nothing was touched")
+
+
+def launched(state: RunState, *, was_live: bool, as_json: bool) -> None:
+    """What came of a run; a live dashboard has shown it already."""
+    if as_json:
+        show_json(report(state, alive=False).to_json())
+        return
+    if not was_live:
+        show_summary(state)
+    if state.status == "finished":
+        note(f"the model is runs/{state.run}/model.ckpt, and model.safetensors beside it")
+    elif state.status == "held":
+        note(f"round {state.open.number if state.open else 0} is held: look with `fedctl aggregate`, then")
+        note("`fedctl aggregate --commit` makes it the next model, and `fedctl launch --resume latest --hold` goes on")
+
+
+def status(state: RunState, *, alive: bool, as_json: bool) -> None:
+    """Where a run stands."""
+    found = report(state, alive=alive)
+    if as_json:
+        show_json(found.to_json())
+    else:
+        show_status(found)
+
+
+def followed(moments: Iterable[tuple[RunState, list[Event | Progress], bool]]) -> None:
+    """The dashboard of another process's run, until that is over."""
+    state = RunState()
+    with open_sink() as sink:
+        for state, news, _ in moments:  # noqa: B007  (the last one is wanted afterwards)
+            for item in news:
+                if isinstance(item, Progress):
+                    sink.progress(item)
+                else:
+                    sink.event(item, state)
+    if not state.is_over:
+        note(f"no coordinator works on this run; `fedctl launch --resume {state.run}` goes on with it")
+
+
+def log(pieces: Iterator[str], *, as_json: bool) -> None:
+    """A node's log, as it comes; control characters other than line ends and tabs are taken out."""
+    if as_json:
+        show_json({"log": "".join(pieces)})
+        return
+    for piece in pieces:
+        sys.stdout.write("\n".join(plain(line) for line in piece.split("\n")))
+        sys.stdout.flush()
+
+
+def ended(done: "Ended", *, as_json: bool) -> None:
+    """What `stop` or `clean` did."""
+    if as_json:
+        show_json(_plain_value(done))
+        return
+    note(f"run {done.run}: coordinator {done.coordinator}")
+    for node, what in done.nodes.items():
+        note(f"machine of {node}: {what}")
+    if done.failed:
+        note("try again when those can be reached; nothing was removed here")
+
+
+def aggregated(done: "AggregateReport | Committed", *, as_json: bool) -> None:
+    """What was averaged, and where it went."""
+    if as_json:
+        show_json(_plain_value(done))
+        return
+    from fedctl.operations.aggregate import Committed
+
+    if isinstance(done, Committed):
+        note(f"round {done.round} of run {done.run} is closed: {done.strategy} of {', '.join(done.contributors)}")
+        note(f"go on with `fedctl launch --resume {done.run}`")
+    else:
+        rows = [
+            [one.name, f"{one.share:g}", "" if one.distance is None else f"{one.distance:.4f}"]
+            for one in done.contributors
+        ]
+        show_rows(["CONTRIBUTOR", "WEIGHT", "DISTANCE FROM THE RESULT"], rows)
+        note(f"{done.strategy} of {len(rows)}: {done.output}, {done.parameters:,} parameters, {size(done.blob.size)}")
+
+
+def _word(finding: "Finding") -> str:
+    return "ok" if finding.passed else "failed"
+
+
+def _failures(found: "Checked") -> Iterator[tuple[str, "Finding"]]:
+    if not found.code.passed:
+        yield "your code", found.code
+    for node, findings in found.nodes.items():
+        yield from ((node, one) for one in findings if not one.passed)
+
+
+def _plain_value(value: Any) -> Any:
+    """A result as JSON knows it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_value(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,50 @@
+"""Where a run stands, as text from a `StatusReport` alone: what `fedctl status` prints, and the end of a launch."""
+
+from collections.abc import Mapping
+
+from rich.text import Text
+
+from fedctl.report import Standing, StatusReport
+from fedctl.views.canvas import cut, folded, parted, spread
+from fedctl.views.closing import comparison_lines, curve_lines
+from fedctl.views.nodes import Row, node_lines
+from fedctl.views.text import clock, plain, size
+
+WIDEST = 120
+LOOKS: Mapping[Standing, tuple[str, str]] = {
+    "running": ("●", "cyan"),
+    "held": ("■", "yellow"),
+    "interrupted": ("■", "yellow"),
+    "finished": ("✓", "green"),
+    "failed": ("✗", "red"),
+}
+
+
+def status_lines(status: StatusReport, width: int) -> list[Text]:
+    """The whole report: the run, its nodes, the curve, the comparison, and what to type next."""
+    width = min(width, WIDEST)
+    sign, style = LOOKS[status.state]
+    facts = [clock(status.seconds), f"↑ {size(status.bytes.sent)}", f"↓ {size(status.bytes.received)}"]
+    rows = [Row(node=node, progress=None, seconds=None) for node in status.nodes]
+    return [
+        spread(title(status), Text(f"{sign} {status.state}", style), width),
+        spread(Text(f"{status.round} of {status.rounds} rounds"), Text(" · ".join(facts), "dim"), width),
+        Text(),
+        *node_lines(rows, status.monitor.metric, width, bars=False),
+        *parted(curve_lines(status, width, 2), comparison_lines(status, width), outcome_lines(status, width)),
+    ]
+
+
+def title(status: StatusReport) -> Text:
+    """The federation and the run."""
+    return Text.assemble((plain(status.federation), "bold"), "  ", (plain(status.run), "dim"))
+
+
+def outcome_lines(status: StatusReport, width: int) -> list[Text]:
+    """Why a run stands still and what to type next; nothing while it runs and once it is finished."""
+    lines = folded(Text(plain(status.reason), "red"), width) if status.reason else []
+    if status.state == "held":
+        lines.append(Text.assemble("to go on: ", (f"fedctl aggregate {status.run} --commit", "bold")))
+    if status.resume:
+        lines.append(Text.assemble("to resume: ", (status.resume, "bold")))
+    return [cut(line, width) for line in lines]
