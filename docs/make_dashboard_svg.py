@@ -14,10 +14,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
-from fedctl.events import Event, TaskStarted, load
+from fedctl.events import load
 from fedctl.records import Progress
 from fedctl.state import fold
 from fedctl.views.dashboard import dashboard
+from fedctl.views.sentence import is_routine
 
 THEME = TerminalTheme(
     (24, 26, 31),
@@ -53,7 +54,7 @@ def draw(run: Path, *, at: float, width: int) -> str:
     past = [event for event in events if event.at <= moment]
     progress = {str(sample.key): sample for when, sample in samples(run / "metrics.jsonl") if when <= moment}
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    console.print(dashboard(fold(past), progress, [event for event in past if is_news(event)], moment))
+    console.print(dashboard(fold(past), progress, [event for event in past if not is_routine(event)], moment))
     return console.export_svg(title="fedctl launch", theme=THEME)
 
 
@@ -62,11 +63,6 @@ def samples(path: Path) -> Iterator[tuple[datetime, Progress]]:
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         sample = json.loads(line)
         yield datetime.fromisoformat(sample.pop("at")), Progress.from_json(sample)
-
-
-def is_news(event: Event) -> bool:
-    """Starts of tasks show in the table."""
-    return not isinstance(event, TaskStarted)
 
 
 if __name__ == "__main__":

@@ -141,21 +141,19 @@ def _beginning(state: RunState, federation: Federation) -> list[Action]:
 
 def _evaluations(state: RunState, federation: Federation, now: datetime) -> list[Action]:
     """Validate the newest model on every node's own data; it overlaps with the next round's training."""
-    began = state.history[-1].closed_at if state.history else state.resumed_at
-    return _tasks(
-        state, federation, "evaluate", state.round, {"global": _model(state)}, late=_late(federation, began, now)
-    )
+    late = _late(state, federation, state.history[-1].closed_at if state.history else None, now)
+    return _tasks(state, federation, "evaluate", state.round, {"global": _model(state)}, late=late)
 
 
 def _round(state: RunState, opened: RoundState, federation: Federation, now: datetime, *, hold: bool) -> list[Action]:
-    late = _late(federation, opened.opened_at, now)
+    late = _late(state, federation, opened.opened_at, now)
     tasks = _tasks(state, federation, "train", opened.number, {"base": _model(state)}, late=late, nodes=opened.nodes)
     if tasks:
         return tasks
     updates = opened.updates
     quorum = needed(federation.schedule.quorum, len(opened.nodes))
     if len(updates) < quorum:
-        missing = "; ".join(f"{name}: {state.nodes[name].error}" for name in opened.nodes if name not in updates)
+        missing = "; ".join(_missing(state, opened, name) for name in opened.nodes if name not in updates)
         return [GiveUp(reason=f"round {opened.number} has {len(updates)} of the {quorum} updates it needs ({missing})")]
     if hold:
         return [Hold(round=opened.number)]
@@ -212,9 +210,10 @@ def _next_attempt(answer: Answer | None, attempts: int) -> int | None:
             return None
 
 
-def _late(federation: Federation, began: datetime | None, now: datetime) -> bool:
-    deadline = federation.schedule.deadline_s
-    return deadline is not None and began is not None and (now - began).total_seconds() >= deadline
+def _late(state: RunState, federation: Federation, began: datetime | None, now: datetime) -> bool:
+    """True past the deadline. It counts while a coordinator is there: what nodes finished without one is still wanted."""
+    deadline, since = federation.schedule.deadline_s, max(filter(None, (began, state.resumed_at)), default=now)
+    return deadline is not None and (now - since).total_seconds() >= deadline
 
 
 def _model(state: RunState) -> Blob:
@@ -231,6 +230,13 @@ def _initial(state: RunState) -> Blob:
 
 def _reachable(state: RunState) -> list[str]:
     return [name for name, node in state.nodes.items() if node.status == "ready"]
+
+
+def _missing(state: RunState, opened: RoundState, name: str) -> str:
+    """Why a node of the round has no update in it."""
+    answer, node = opened.answers.get(name), state.nodes.get(name)
+    reason = answer.reason if isinstance(answer, Failed) else node and node.error
+    return f"{name}: {reason or 'it gave no answer'}"
 
 
 def _why(state: RunState) -> str:

@@ -1,13 +1,12 @@
-"""Where a run stands: `RunState`, and `apply`, which folds one event into it.
+"""Where a run stands: `apply`, which folds one event into the `RunState`.
 
 Pure: no clock, no disk, no network, no torch. The same events give the same state, in the live coordinator, in
-`status` and after a crash; a repeated event changes nothing.
+`status` and after a crash; a repeated event changes nothing, and neither does a late one that a round has gone past.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import Literal, assert_never
+from dataclasses import replace
+from typing import assert_never
 
 from fedctl.events import (
     Event,
@@ -26,147 +25,32 @@ from fedctl.events import (
     Traffic,
     UpdateReceived,
 )
-from fedctl.records import COORDINATOR, Blob, Kind, Score, TaskKey
+from fedctl.records import TaskKey
+from fedctl.runstate import (
+    Answer,
+    Failed,
+    NodeState,
+    Received,
+    RoundReport,
+    RoundState,
+    RunState,
+    Scored,
+    Status,
+)
 
-Status = Literal["new", "running", "held", "finished", "failed"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Received:
-    """A node's update of a round, or of its training alone."""
-
-    key: TaskKey
-    update: Blob
-    examples: int
-    metrics: Mapping[str, float]
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """What a node's validation of one or more models gave, by label."""
-
-    scores: Mapping[str, Score]
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
-    """The last failed attempt; `spent` counts the attempts that the budget has paid for."""
-
-    attempt: int
-    spent: int
-    reason: str
-    retryable: bool
-
-
-Answer = Received | Scored | Failed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeState:
-    """One node; `task` is what it was last seen to work on, `score` its newest scoring of the global model."""
-
-    name: str
-    status: Literal["new", "ready", "lost"] = "new"
-    facts: Mapping[str, object] = field(default_factory=dict)
-    task: TaskKey | None = None
-    since: datetime | None = None
-    attempt: int = 0
-    round: int = 0
-    contributions: int = 0
-    examples: int = 0
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    score: Score | None = None
-    seconds: float = 0.0
-    bytes: Traffic = Traffic()
-    error: str | None = None
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundState:
-    """The open round: its cohort and what each of its nodes has answered."""
-
-    number: int
-    opened_at: datetime
-    nodes: tuple[str, ...]
-    answers: Mapping[str, Answer] = field(default_factory=dict)
-    bytes: Traffic = Traffic()
-
-    @property
-    def updates(self) -> dict[str, Received]:
-        """The updates that are in, by node name, in the order of names."""
-        return {name: answer for name, answer in sorted(self.answers.items()) if isinstance(answer, Received)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundReport:
-    """A closed round."""
-
-    number: int
-    contributors: tuple[str, ...]
-    failed: tuple[str, ...]
-    model: Blob
-    opened_at: datetime
-    closed_at: datetime
-    fit_seconds: Mapping[str, float]
-    bytes: Traffic
-
-    @property
-    def seconds(self) -> float:
-        """Wall seconds from its opening to its aggregation."""
-        return (self.closed_at - self.opened_at).total_seconds()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunState:
-    """A whole run. `round` is the newest aggregated one; `evaluations[k]` has the nodes' scores of round k's model."""
-
-    run: str = ""
-    federation: str = ""
-    seed: int = 0
-    rounds: int = 0
-    compare: bool = False
-    metric: str = "val_loss"
-    mode: str = "min"
-    status: Status = "new"
-    reason: str | None = None
-    started_at: datetime | None = None
-    resumed_at: datetime | None = None
-    ended_at: datetime | None = None
-    last_at: datetime | None = None
-    initialization: Failed | None = None
-    initial: Blob | None = None
-    model: Blob | None = None
-    round: int = 0
-    open: RoundState | None = None
-    nodes: Mapping[str, NodeState] = field(default_factory=dict)
-    history: tuple[RoundReport, ...] = ()
-    evaluations: Mapping[int, Mapping[str, Answer]] = field(default_factory=dict)
-    alone: Mapping[str, Answer] = field(default_factory=dict)
-    compared: Mapping[str, Answer] = field(default_factory=dict)
-
-    @property
-    def is_over(self) -> bool:
-        """True when nothing is left to do for this coordinator."""
-        return self.status in ("held", "finished", "failed")
-
-    def answers(self, kind: Kind, round: int) -> Mapping[str, Answer]:
-        """The answers that tasks of a kind have had so far, by node."""
-        match kind:
-            case "train":
-                return self.open.answers if self.open and self.open.number == round else {}
-            case "evaluate":
-                return self.evaluations.get(round, {})
-            case "alone":
-                return self.alone
-            case "compare":
-                return self.compared
-            case "initialize":
-                return {COORDINATOR: self.initialization} if self.initialization else {}
-            case _:
-                assert_never(kind)
+__all__ = [
+    "Answer",
+    "Failed",
+    "NodeState",
+    "Received",
+    "RoundReport",
+    "RoundState",
+    "RunState",
+    "Scored",
+    "Status",
+    "apply",
+    "fold",
+]
 
 
 def fold(events: Iterable[Event]) -> RunState:
@@ -255,15 +139,17 @@ def _round_opened(state: RunState, event: RoundOpened) -> RunState:
 
 def _task_started(state: RunState, event: TaskStarted) -> RunState:
     key = event.task
+    if _is_past(state, key):
+        return state
     since = state.nodes[key.node].since if key.node in state.nodes and state.nodes[key.node].task == key else event.at
     return _with_node(state, key.node, task=key, attempt=key.attempt, round=key.round, since=since)
 
 
 def _task_failed(state: RunState, event: TaskFailed) -> RunState:
     key = event.task
-    known = state.answers(key.kind, key.round).get(key.node)
-    if isinstance(known, Received | Scored) or (isinstance(known, Failed) and known.attempt >= key.attempt):
+    if _is_past(state, key):
         return state
+    known = state.answers(key.kind, key.round).get(key.node)
     spent = known.spent + 1 if isinstance(known, Failed) else 1
     failed = Failed(attempt=key.attempt, spent=spent, reason=event.reason, retryable=event.retryable)
     state = _with_node(state, key.node, task=None, error=event.reason, detail=event.detail, attempt=key.attempt)
@@ -274,7 +160,7 @@ def _update_received(state: RunState, event: UpdateReceived) -> RunState:
     key = event.task
     if isinstance(state.answers(key.kind, key.round).get(key.node), Received):
         return state
-    if key.kind == "train" and not _is_open(state, key.round):
+    if key.node not in state.nodes or (key.kind == "train" and not _is_open(state, key.round)):
         return state
     received = Received(
         key=key, update=event.update, examples=event.examples, metrics=event.metrics, seconds=event.seconds
@@ -288,7 +174,7 @@ def _update_received(state: RunState, event: UpdateReceived) -> RunState:
 
 def _model_evaluated(state: RunState, event: ModelEvaluated) -> RunState:
     key = event.task
-    if isinstance(state.answers(key.kind, key.round).get(key.node), Scored):
+    if key.node not in state.nodes or isinstance(state.answers(key.kind, key.round).get(key.node), Scored):
         return state
     scored = Scored(scores=event.scores, seconds=event.seconds)
     state = _answered(_worked(state, key, event.bytes), key, scored)
@@ -315,6 +201,7 @@ def _round_aggregated(state: RunState, event: RoundAggregated) -> RunState:
         state,
         round=event.round,
         model=event.model,
+        status="running" if state.status == "held" else state.status,
         open=None,
         history=(*state.history, report),
     )
@@ -323,9 +210,8 @@ def _round_aggregated(state: RunState, event: RoundAggregated) -> RunState:
 def _answered(state: RunState, key: TaskKey, answer: Answer) -> RunState:
     match key.kind:
         case "train":
-            if state.open is None or state.open.number != key.round:
-                return state
-            return replace(state, open=replace(state.open, answers={**state.open.answers, key.node: answer}))
+            opened = state.open and replace(state.open, answers={**state.open.answers, key.node: answer})
+            return replace(state, open=opened)
         case "evaluate":
             scored = {**state.evaluations.get(key.round, {}), key.node: answer}
             return replace(state, evaluations={**state.evaluations, key.round: scored})
@@ -347,6 +233,19 @@ def _worked(state: RunState, key: TaskKey, traffic: Traffic) -> RunState:
     )
     opened = state.open and replace(state.open, bytes=state.open.bytes + traffic)
     return replace(state, open=opened)
+
+
+def _is_past(state: RunState, key: TaskKey) -> bool:
+    """True when a task's start or failure is no news: it was answered, tried again, or its round is closed."""
+    match key.kind, state.answers(key.kind, key.round).get(key.node):
+        case "train", _ if not _is_open(state, key.round):
+            return True
+        case "initialize", _ if state.model is not None:
+            return True
+        case _, Failed(attempt=attempt):
+            return attempt >= key.attempt
+        case _, answer:
+            return answer is not None
 
 
 def _is_open(state: RunState, number: int) -> bool:

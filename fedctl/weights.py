@@ -8,7 +8,6 @@ too, under Python 3.10 or newer.
 """
 
 import hashlib
-import itertools
 import os
 import pickle
 import zipfile
@@ -104,13 +103,17 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] 
     """
     spec = spec_of(tensors)
     order = sorted(spec, key=lambda name: (-spec[name].item_size, name))
-    hasher, size = hashlib.sha256(), 0
+    hasher = hashlib.sha256()
     with _replacing(path) as file:
-        parts = (_data(name, tensors[name], spec[name]) for name in order)
-        for part in itertools.chain([memoryview(write_header(spec, order, metadata or {}))], parts):
+
+        def put(part: bytes | memoryview) -> None:
             file.write(part)
             hasher.update(part)
-            size += len(part)
+
+        put(write_header(spec, order, metadata or {}))
+        for name in order:
+            put(_data(name, tensors[name], spec[name]))
+        size = file.tell()
     return Blob(digest=hasher.hexdigest(), size=size)
 
 

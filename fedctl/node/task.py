@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedctl.errors import ConfigError
 from fedctl.node.agent import write_whole
 from fedctl.node.trainers import TRAINERS, resolve
 from fedctl.records import Progress, Result, Task
@@ -76,12 +77,14 @@ def _result_of(folder: Path, threads: int) -> Result:
             key=task.key,
             error=explain(error),
             detail="".join(traceback.format_exception(error))[-8000:],
-            retryable=not isinstance(error, PROGRAMMING_ERRORS),
+            retryable=not isinstance(error, (ConfigError, *PROGRAMMING_ERRORS)),
         )
 
 
 def explain(error: BaseException) -> str:
     """One line: where in the user's code it happened, and what."""
+    if isinstance(error, ConfigError):
+        return error.message
     project = sys.path[0]
     text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
     line = next((line for line in text.splitlines() if line.strip()), text)[:500]

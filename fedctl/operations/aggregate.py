@@ -6,8 +6,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedctl.aggregation import AggregateReport, aggregate_files
 from fedctl.errors import StateError, UsageError
 from fedctl.federation import Named
@@ -19,6 +17,7 @@ from fedctl.rounds import close_round
 from fedctl.rundir import RunDir, find
 from fedctl.state import RunState, fold
 from fedctl.strategies import build
+from fedctl.topology import parse_value
 
 FILES = (".safetensors", ".ckpt", ".pt", ".pth")
 
@@ -156,7 +155,7 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not (name and equals):
             raise UsageError(f"--option {pair}: should be name=value", hint="as `--option momentum=0.9`")
-        options[name] = yaml.safe_load(value)
+        options[name] = parse_value(value, name=f"--option {name}")
     return options
 
 

@@ -143,7 +143,7 @@ def _coordinate(federation: Federation, run: RunDir, *, hold: bool, sinks: Seque
                 sinks=(metrics, *sinks),
                 hold=hold,
             ).run()
-            if state.status == "finished":
+            if state.status != "held":
                 _tidy(hosts)
             return state
         except OSError as error:
@@ -156,7 +156,7 @@ def _coordinate(federation: Federation, run: RunDir, *, hold: bool, sinks: Seque
 
 
 def _tidy(hosts: Hosts) -> None:
-    """A finished run needs its workers no more; its folders stay on the nodes for `logs` until `clean`."""
+    """A run that is over needs its workers no more; its folders stay on the nodes for `logs` until `clean`."""
     for host in hosts.of_nodes().values():
         with contextlib.suppress(FedctlError):
             host.stop()

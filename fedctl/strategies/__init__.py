@@ -2,7 +2,8 @@
 
 Owns the protocol, the table of names, and `build`, which makes a checked strategy of `{name: fedavgm, momentum: 0.9}`.
 A strategy is a frozen dataclass whose fields are its options; it never talks to a node and never touches a file. This
-module imports no torch, so that a name is checked at once; a strategy's own module is imported when it is built.
+module imports no torch, and a strategy's own module, imported when it is built, does so when it aggregates: names and
+options are checked at once.
 A new strategy is one file here and one line in `STRATEGIES`.
 """
 

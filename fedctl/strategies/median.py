@@ -3,18 +3,16 @@
 Yin, Chen, Ramchandran, Bartlett: Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates, ICML 2018.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from fedctl.strategies import Contribution, Outcome
-from fedctl.strategies.elementwise import CHUNK, in_chunks, in_name_order, largest, wide
-from fedctl.weights import Lazy, spec_of
 
-_MOST = 1 << 20  # values sorted at once
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,29 +32,12 @@ class Median:
         updates: Sequence[Contribution],
         memory: Mapping[str, Tensor],  # noqa: ARG002
     ) -> Outcome:
+        from fedctl.strategies.elementwise import in_name_order, median_of
+        from fedctl.weights import Lazy, spec_of
+
         ordered = in_name_order(updates)
 
         def median(name: str) -> Tensor:
             return median_of([update.weights[name] for update in ordered])
 
         return Outcome(model=Lazy(spec_of(ordered[0].weights), median))
-
-
-def median_of(tensors: Sequence[Tensor]) -> Tensor:
-    """The coordinate-wise median of tensors of one shape and dtype, in that dtype."""
-    dtype = tensors[0].dtype
-    if dtype.is_complex:
-        return torch.view_as_complex(median_of([torch.view_as_real(tensor) for tensor in tensors]))
-    if not dtype.is_floating_point:
-        return largest(tensors)
-    return in_chunks(_median, tensors, dtype=dtype, chunk=max(1, min(CHUNK, _MOST // len(tensors))))
-
-
-def _median(chunks: Sequence[Tensor]) -> Tensor:
-    dtype, count = chunks[0].dtype, len(chunks)
-    columns = torch.stack([chunk.to(dtype if dtype.itemsize >= 4 else torch.float32) for chunk in chunks], dim=1)
-    columns.numpy().sort(axis=1)  # in place, and several times as fast as torch's own
-    if count % 2:
-        return columns[:, count // 2]
-    lower, upper = columns[:, count // 2 - 1].to(wide(dtype)), columns[:, count // 2].to(wide(dtype))
-    return lower / 2 + upper / 2

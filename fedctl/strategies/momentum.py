@@ -4,20 +4,19 @@ Hsu, Qi, Brown: Measuring the Effects of Non-Identical Data Distribution for Fed
 (arXiv:1909.06335).
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from fedctl.errors import ModelError
 from fedctl.header import TensorSpec
 from fedctl.strategies import Contribution, Outcome
-from fedctl.strategies.elementwise import in_chunks, in_name_order, is_averaged, wide
-from fedctl.strategies.mean import mean_of, mean_of_chunks, scaled
-from fedctl.weights import Lazy, spec_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +46,19 @@ class Momentum:
         self, model: Mapping[str, Tensor], updates: Sequence[Contribution], memory: Mapping[str, Tensor]
     ) -> Outcome:
         """As `Strategy.aggregate`; raises ModelError where `model` is empty."""
+        import torch
+
+        from fedctl.strategies.elementwise import (
+            in_chunks,
+            in_name_order,
+            is_averaged,
+            mean_of,
+            mean_of_chunks,
+            scaled,
+            wide,
+        )
+        from fedctl.weights import Lazy, spec_of
+
         if not model:
             raise ModelError("fedavgm moves the model that the updates started from, and none was given")
         ordered = in_name_order(updates)

@@ -1,7 +1,7 @@
 """`fed.yaml` as a `Federation`: the only door to YAML and pydantic.
 
 `load` takes a file, `parse` its text. Either gives a federation that is whole and checked, or raises a `ConfigError`
-that says everything that is wrong with it: file, line, path and what was probably meant.
+that says everything that is wrong with it: file, line, path and what was probably meant. `parse_value` reads one value.
 
     document    YAML text -> values and their places
     overrides   --set a.b=c -> values and their places
@@ -28,7 +28,7 @@ from fedctl.topology.references import reference_problem
 from fedctl.topology.schema import FederationSection, ScheduleSection, TaskSection
 from fedctl.topology.wording import describe
 
-__all__ = ["load", "parse"]
+__all__ = ["load", "parse", "parse_value"]
 
 _LARGEST_FILE = 1_000_000
 _INIT = "`fedctl init` makes one, or name another with -f"
@@ -52,6 +52,11 @@ def parse(text: str, *, name: str, folder: Path, overrides: Sequence[str] = ()) 
     if problems := list(_problems(section, folder, document)):
         raise refusal(problems, document)
     return _federation(section, folder)
+
+
+def parse_value(text: str, *, name: str) -> Any:
+    """One value as fed.yaml would have it: a number, true, a text, a list; `name` stands for it in messages."""
+    return read(text, name=name, lines=False).value
 
 
 def _text(path: Path, name: str) -> str:

@@ -29,8 +29,11 @@ class Sink(Protocol):
     ) -> None: ...
 
 
-def open_sink(*, json: bool = False) -> Sink:
-    """The sink that fits: live on a terminal, else a line an event; with `json` stdout is left to the document."""
+def open_sink(*, json: bool = False, watching: bool = False) -> Sink:
+    """The sink that fits: live on a terminal, else a line an event; with `json` stdout is left to the document.
+
+    `watching` tells that the run is another process's, and goes on when this one is interrupted.
+    """
     from fedctl.views.lines import LinesSink
 
     if json:
@@ -42,5 +45,5 @@ def open_sink(*, json: bool = False) -> Sink:
 
         console = Console(markup=False, highlight=False)
         if console.is_interactive:
-            return LiveSink(console)
+            return LiveSink(console, watching=watching)
     return LinesSink(sys.stdout)

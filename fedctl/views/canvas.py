@@ -116,10 +116,11 @@ def plot(values: Sequence[float | None], width: int, height: int, style: str) ->
     finite = [value for value in values if value is not None and math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
     shown = _resampled(values, width)
-    each = max(1, min(6, width // len(shown))) if shown else 1
+    each = max(1, min(5, width // max(1, len(shown))))
+    gap = " " if each > 2 else ""
     lines = []
     for level in reversed(range(height)):
-        signs = (_sign(value, low, high, level, height) * each for value in shown)
+        signs = (_sign(value, low, high, level, height) * (each - len(gap)) + gap for value in shown)
         lines.append(Text("".join(signs), style))
     return lines
 

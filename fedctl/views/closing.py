@@ -1,20 +1,16 @@
 """What came of a run: the curve of the monitored metric, and what federating bought beside training alone."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from collections.abc import Mapping, Sequence
 
 from rich.text import Text
 
-from fedctl.federation import Monitor
 from fedctl.measures import Comparison
 from fedctl.report import StatusReport
 from fedctl.views.canvas import GAP, Column, cut, fitting, folded, plot, row, titles, total
-from fedctl.views.text import change, figure
+from fedctl.views.text import figure
+from fedctl.views.verdict import pairs, verdict
 
 _CURVE = "cyan"
-_LOWER = {"max": "", "min": " (lower is better)"}
 
 
 def curve_lines(report: StatusReport, width: int, height: int) -> list[Text]:
@@ -55,30 +51,13 @@ def _standing(report: StatusReport, values: Sequence[float], width: int) -> Text
         parts.append(Text(f"worst on {report.worst.node} {figure(metric, report.worst.metrics.get(metric))}"))
     if len(values) > 1:
         parts.append(Text(f"{figure(metric, values[0])} at first"))
-    between = Text(" · ", "dim")
-    while len(parts) > 1 and between.join(parts).cell_len > width:
+    while len(parts) > 1 and _dotted(parts).cell_len > width:
         parts.pop()
-    return cut(between.join(parts), width)
+    return cut(_dotted(parts), width)
 
 
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    """The monitored metric of a model trained alone and of the federated one, on the same data."""
-
-    alone: float
-    federated: float
-    monitor: Monitor
-
-    @property
-    def gain(self) -> float:
-        """Above zero where the federated model is better, in either mode."""
-        better = self.federated - self.alone
-        return better if self.monitor.mode == "max" else -better
-
-    @property
-    def is_level(self) -> bool:
-        """True when the difference vanishes in rounding."""
-        return figure(self.monitor.metric, self.alone) == figure(self.monitor.metric, self.federated)
+def _dotted(parts: Sequence[Text]) -> Text:
+    return Text().join([piece for part in parts for piece in (Text(" · ", "dim"), part)][1:])
 
 
 def comparison_lines(report: StatusReport, width: int, height: int | None = None) -> list[Text]:
@@ -86,13 +65,14 @@ def comparison_lines(report: StatusReport, width: int, height: int | None = None
     if not report.compare:
         return []
     columns = fitting(_columns(report), width)
-    verdict = [line for one in _verdict(report) for line in folded(one, width)]
-    body = [row(columns, _cells(one, report.monitor)) for one in report.compare]
-    room = len(body) if height is None else height - 2 - len(verdict)
+    words = [Text(), *(line for one in verdict(report) for line in folded(one, width))]
+    gains = _gains(report)
+    body = [_row(report, columns, one, gains.get(one.node, {})) for one in report.compare]
+    room = len(body) if height is None else height - 2 - len(words)
     if room < len(body):
         left = len(body) - max(0, room - 1)
         body = [*body[: max(0, room - 1)], Text(f"… and {left:,} more", "dim")]
-    return [cut(line, width) for line in [_groups(columns), titles(columns), *body, *verdict]]
+    return [cut(line, width) for line in [_groups(columns), titles(columns), *body, *words]]
 
 
 def _columns(report: StatusReport) -> list[Column]:
@@ -120,55 +100,22 @@ def _groups(columns: Sequence[Column]) -> Text:
     return line
 
 
-def _cells(one: Comparison, monitor: Monitor) -> dict[str, Text]:
-    metric = monitor.metric
-    cells = {"name": Text(one.node)}
-    for suffix, alone, federated in (("", one.alone, one.federated), (" own", one.alone_own, one.federated_own)):
-        cells[f"alone{suffix}"] = Text(figure(metric, alone.get(metric)))
-        cells[f"federated{suffix}"] = Text(figure(metric, federated.get(metric)))
-        if metric in alone and metric in federated:
-            pair = _Pair(alone[metric], federated[metric], monitor)
-            style = "dim" if pair.is_level else "green" if pair.gain > 0 else "yellow"
-            difference = 0.0 if pair.is_level else pair.federated - pair.alone
-            cells[f"gain{suffix}"] = Text(change(metric, difference), style)
-    return cells
+def _row(report: StatusReport, columns: Sequence[Column], one: Comparison, gains: Mapping[str, Text]) -> Text:
+    metric = report.monitor.metric
+    numbers = {
+        "alone": one.alone,
+        "federated": one.federated,
+        "alone own": one.alone_own,
+        "federated own": one.federated_own,
+    }
+    cells = {key: Text(figure(metric, metrics.get(metric))) for key, metrics in numbers.items()}
+    return row(columns, {"name": Text(one.node), **cells, **gains})
 
 
-def _verdict(report: StatusReport) -> list[Text]:
-    """What federating bought, without kindness: on everyone's data, and for each node on its own."""
-    metric, monitor = report.monitor.metric, report.monitor
-    pairs = [
-        _Pair(one.alone[metric], one.federated[metric], monitor)
-        for one in report.compare
-        if math.isfinite(one.alone.get(metric, math.nan)) and math.isfinite(one.federated.get(metric, math.nan))
-    ]
-    if not pairs:
-        return [Text(f"no {metric} to compare by", "yellow")]
-    lines = [Text(), _bought(pairs, monitor)]
-    better_alone = [
-        one.node
-        for one in report.compare
-        if metric in one.alone_own and metric in one.federated_own and _prefers_alone(one, monitor)
-    ]
-    if better_alone:
-        named = ", ".join(better_alone[:3]) + (f" and {len(better_alone) - 3} more" if len(better_alone) > 3 else "")
-        lines.append(Text(f"better off alone on its own data: {named}", "yellow"))
-    return lines
-
-
-def _bought(pairs: Sequence[_Pair], monitor: Monitor) -> Text:
-    metric = monitor.metric
-    mean = _Pair(fmean(pair.alone for pair in pairs), fmean(pair.federated for pair in pairs), monitor)
-    worst = min(pairs, key=lambda pair: pair.alone if monitor.mode == "max" else -pair.alone)
-    span = f"worst node alone {figure(metric, worst.alone)} → {figure(metric, worst.federated)}"
-    difference = f"{change(metric, mean.federated - mean.alone)} {metric}" + _LOWER[monitor.mode]
-    if mean.is_level:
-        return Text(f"federating made no difference to {metric} on everyone's data ({span})", "yellow")
-    if mean.gain > 0:
-        return Text(f"federating bought {difference} on everyone's data ({span})", "bold green")
-    return Text(f"federating did not help: {difference} on everyone's data ({span})", "bold yellow")
-
-
-def _prefers_alone(one: Comparison, monitor: Monitor) -> bool:
-    pair = _Pair(one.alone_own[monitor.metric], one.federated_own[monitor.metric], monitor)
-    return pair.gain < 0 and not pair.is_level
+def _gains(report: StatusReport) -> dict[str, dict[str, Text]]:
+    """By node, the cells of what federating has gained it."""
+    gains: dict[str, dict[str, Text]] = {}
+    for key, own in (("gain", False), ("gain own", True)):
+        for name, pair in pairs(report, own=own).items():
+            gains.setdefault(name, {})[key] = Text(pair.difference, pair.style)
+    return gains

@@ -12,10 +12,11 @@ from rich.console import Console, ConsoleRenderable, RenderableType
 from rich.control import Control
 from rich.live import Live
 
-from fedctl.events import Event, ModelEvaluated, TaskFailed, TaskStarted, UpdateReceived
+from fedctl.events import Event, ModelEvaluated, TaskFailed, UpdateReceived
 from fedctl.records import Progress
 from fedctl.state import RunState
 from fedctl.views.dashboard import dashboard
+from fedctl.views.sentence import is_routine
 
 _FRAMES_A_SECOND = 5
 _SHARE_OF_TIME = 0.1
@@ -28,16 +29,21 @@ def _utc_now() -> datetime:
 
 
 class LiveSink:
-    """Keeps the newest state and telemetry; a thread of rich draws them. Use it as a context manager."""
+    """Keeps the newest state and telemetry; a thread of rich draws them. Use it as a context manager.
 
-    def __init__(self, console: Console, *, now: Callable[[], datetime] = _utc_now) -> None:
+    A run ends with the sink of its own coordinator; one that is only `watching` may be interrupted while it goes on.
+    """
+
+    def __init__(self, console: Console, *, watching: bool = False, now: Callable[[], datetime] = _utc_now) -> None:
         self._console = console
+        self._is_watching = watching
         self._now = now
         self._lock = threading.Lock()
         self._state = RunState()
         self._progress: dict[str, Progress] = {}
         self._recent: deque[Event] = deque(maxlen=12)
         self._is_closed = False
+        self._is_alive = True
         self._picture: RenderableType = ""
         self._fresh_until = 0.0
         self._live = _Live(
@@ -52,7 +58,7 @@ class LiveSink:
             self._state = state
             if isinstance(event, UpdateReceived | ModelEvaluated | TaskFailed):
                 self._progress.pop(str(event.task), None)
-            if not _is_routine(event):
+            if not is_routine(event):
                 self._recent.append(event)
 
     def progress(self, progress: Progress) -> None:
@@ -60,9 +66,12 @@ class LiveSink:
             self._progress[str(progress.key)] = progress
 
     def close(self) -> None:
-        """Draw the last picture and give the terminal back; a second call does nothing."""
+        """Draw the last picture, of a run that has ended, and give the terminal back; a second call does nothing."""
+        self._close(is_alive=False)
+
+    def _close(self, *, is_alive: bool) -> None:
         if not self._is_closed:
-            self._is_closed = True
+            self._is_closed, self._is_alive = True, is_alive
             self._live.stop()
 
     def __enter__(self) -> Self:
@@ -72,7 +81,7 @@ class LiveSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self._close(is_alive=self._is_watching and error is not None)
 
     def _draw(self) -> RenderableType:
         """The picture of now; drawing many nodes is dear, so it takes no more than its share of the time."""
@@ -81,22 +90,19 @@ class LiveSink:
             return self._picture
         with self._lock:
             state, progress, recent = self._state, dict(self._progress), tuple(self._recent)
+        if not state.run:
+            return ""
         height = self._console.size.height - 1
         self._picture = dashboard(
             state,
             progress,
             recent,
             self._now(),
-            alive=not self._is_closed,
+            alive=self._is_alive,
             height=max(height, _TALLEST) if self._is_closed else height,
         )
         self._fresh_until = began + (time.monotonic() - began) / _SHARE_OF_TIME
         return self._picture
-
-
-def _is_routine(event: Event) -> bool:
-    """True of what the table of nodes shows anyway, a node at a time."""
-    return isinstance(event, TaskStarted) or (isinstance(event, ModelEvaluated) and event.task.kind == "evaluate")
 
 
 class _Live(Live):

@@ -12,7 +12,7 @@ from fedctl.report import report
 from fedctl.state import RunState
 from fedctl.views import open_sink
 from fedctl.views.show import note, show_json, show_pairs, show_rows, show_status, show_summary
-from fedctl.views.text import plain, size
+from fedctl.views.text import printable, size
 
 if TYPE_CHECKING:
     from fedctl.aggregation import AggregateReport
@@ -110,8 +110,8 @@ def status(state: RunState, *, alive: bool, as_json: bool) -> None:
 def followed(moments: Iterable[tuple[RunState, list[Event | Progress], bool]]) -> None:
     """The dashboard of another process's run, until that is over."""
     state = RunState()
-    with open_sink() as sink:
-        for state, news, _ in moments:  # noqa: B007  (the last one is wanted afterwards)
+    with open_sink(watching=True) as sink:
+        for state, news, _ in moments:
             for item in news:
                 if isinstance(item, Progress):
                     sink.progress(item)
@@ -127,7 +127,7 @@ def log(pieces: Iterator[str], *, as_json: bool) -> None:
         show_json({"log": "".join(pieces)})
         return
     for piece in pieces:
-        sys.stdout.write("\n".join(plain(line) for line in piece.split("\n")))
+        sys.stdout.write(printable(piece))
         sys.stdout.flush()
 
 

@@ -30,6 +30,11 @@ def stamp(event: Event) -> str:
     return event.at.astimezone().strftime("%H:%M:%S")
 
 
+def is_routine(event: Event) -> bool:
+    """True of what a table of nodes shows anyway, a node at a time."""
+    return isinstance(event, TaskStarted) or (isinstance(event, ModelEvaluated) and event.task.kind == "evaluate")
+
+
 def sentence(event: Event, state: RunState) -> str:
     """What has happened, in one line without its time; `state` is the run's after the event, or any later one."""
     return plain(_sentence(event, state))

@@ -19,6 +19,11 @@ def plain(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in _ESCAPE.sub("", text)).split())
 
 
+def printable(text: str) -> str:
+    """Text of many lines, as a log is, with its layout: the same care, but line ends and tabs are kept."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "" for c in _ESCAPE.sub("", text))
+
+
 def figure(name: str, value: float | None) -> str:
     """A metric by its name: three significant digits of a loss, four of anything else."""
     if value is None:

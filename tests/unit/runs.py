@@ -20,7 +20,7 @@ from fedctl.events import (
     UpdateReceived,
 )
 from fedctl.records import COORDINATOR, Blob, Kind, Phase, Progress, Score, TaskKey
-from fedctl.state import RunState, fold
+from fedctl.state import RunState, apply
 
 START = datetime(2026, 11, 22, 2, 30, tzinfo=UTC)
 SIZE = 1_240_000
@@ -37,17 +37,15 @@ class Story:
         self.compare = compare
         self.mode = mode
         self.events: list[Event] = []
+        self.state = RunState()
         self.progress: dict[str, Progress] = {}
         self.now = START
         self._started()
 
-    @property
-    def state(self) -> RunState:
-        return fold(self.events)
-
     def tell(self, kind: type[Event], *, after: float = 1.0, **fields: Any) -> None:
         self.now += timedelta(seconds=after)
         self.events.append(kind(at=self.now, **fields))
+        self.state = apply(self.state, self.events[-1])
 
     def _started(self) -> None:
         self.tell(

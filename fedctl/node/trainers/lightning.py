@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from fedctl.codecs import build
+from fedctl.errors import ConfigError
 from fedctl.records import Progress, Result, Score, Task
 from fedctl.weights import Weights, save
 
@@ -45,7 +46,7 @@ def _initialize(task: Task, folder: Path) -> Result:
     data_class = _load(task.data)
     _flavour(data_class, "LightningDataModule", task.data, flavour)
     if data_class.train_dataloader is importlib.import_module(flavour).LightningDataModule.train_dataloader:
-        raise TypeError(f"{task.data} has no train_dataloader()")
+        raise ConfigError(f"{_place(data_class, task.data)} has no train_dataloader()")
     _bind(model_class, task.model, task.model_args, "model_args")
     for node, arguments in task.data_args.items():
         _bind(data_class, task.data, arguments, f"data_args, or the data of node {node},")
@@ -59,12 +60,17 @@ def _train(task: Task, base: Path, folder: Path, report: Report) -> Result:
     model.load_state_dict(dict(build(task.codec).decode(Weights.open(base))))
     _seed(_flavour_of(model), task.seed)
     began = time.perf_counter()
-    trainer.fit(model, datamodule=data)
+    try:
+        trainer.fit(model, datamodule=data)
+    except ValueError as error:
+        if "num_samples=0" in str(error):  # what torch's own sampler says of a data set without a row
+            raise ConfigError(_empty(task)) from error
+        raise
     seconds = time.perf_counter() - began
     if trainer.interrupted:
         raise RuntimeError("the training was interrupted")
     if callback.examples == 0:
-        raise ValueError(f"{task.data} gave no training batch for node {task.key.node}: its data is empty")
+        raise ConfigError(_empty(task))
     report(Progress(key=task.key, phase="saving"))
     update = save(folder / "update.safetensors", build(task.codec).encode(model.state_dict()))
     return Result(
@@ -75,6 +81,10 @@ def _train(task: Task, base: Path, folder: Path, report: Report) -> Result:
         seconds=seconds,
         accelerator=_accelerator(trainer),
     )
+
+
+def _empty(task: Task) -> str:
+    return f"{task.data} gives node {task.key.node} no training batch: its data is empty, or its batch size too large"
 
 
 def _evaluate(task: Task, models: Mapping[str, Path], folder: Path, report: Report) -> Result:
@@ -177,17 +187,27 @@ def _load(target: str) -> Any:
 
 
 def _flavour(kind: Any, base: str, target: str, wanted: Flavour | None = None) -> Flavour:
-    """Which Lightning a class belongs to; raises TypeError when it is none, or not that of its model."""
+    """Which Lightning a class belongs to; raises ConfigError when it is none, or not that of its model."""
     for flavour in FLAVOURS:
         if inspect.isclass(kind) and any(
             parent.__name__ == base and parent.__module__.startswith(flavour + ".") for parent in kind.__mro__
         ):
             if wanted not in (None, flavour):
-                raise TypeError(
-                    f"{target} is a {base} of {flavour}, but the model is one of {wanted}: import one of them in both"
+                raise ConfigError(
+                    f"{_place(kind, target)} is a {base} of {flavour}, but the model is one of {wanted}: "
+                    "import one of them in both"
                 )
             return flavour
-    raise TypeError(f"{target} is no {base}")
+    raise ConfigError(f"{_place(kind, target)} is no {base}")
+
+
+def _place(kind: Any, target: str) -> str:
+    """`model.py:12: DigitsNet`, where the line is known."""
+    path, _, name = target.partition(":")
+    try:
+        return f"{path}:{inspect.getsourcelines(kind)[1]}: {name}"
+    except (OSError, TypeError):
+        return f"{path}: {name}"
 
 
 def _flavour_of(model: Any) -> Flavour:
@@ -195,11 +215,11 @@ def _flavour_of(model: Any) -> Flavour:
 
 
 def _bind(kind: Any, target: str, arguments: Mapping[str, Any], where: str) -> None:
-    """Raises TypeError when a class cannot be called with these arguments."""
+    """Raises ConfigError when a class cannot be called with these arguments."""
     try:
         inspect.signature(kind).bind(**arguments)
     except TypeError as error:
-        raise TypeError(f"{target}: {error}; give it in task.{where} in fed.yaml") from None
+        raise ConfigError(f"{_place(kind, target)} and task.{where} in fed.yaml do not fit: {error}") from None
 
 
 def _has_validation(data: Any, model: Any) -> bool:

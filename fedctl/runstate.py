@@ -1,0 +1,152 @@
+"""What is known of a run: `RunState` and its parts, as frozen dataclasses.
+
+Pure. `state.apply` makes them of events; everything that plans, reports or draws reads them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, assert_never
+
+from fedctl.events import Traffic
+from fedctl.records import COORDINATOR, Blob, Kind, Score, TaskKey
+
+Status = Literal["new", "running", "held", "finished", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """A node's update of a round, or of its training alone."""
+
+    key: TaskKey
+    update: Blob
+    examples: int
+    metrics: Mapping[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What a node's validation of one or more models gave, by label."""
+
+    scores: Mapping[str, Score]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The last failed attempt; `spent` counts the attempts that the budget has paid for."""
+
+    attempt: int
+    spent: int
+    reason: str
+    retryable: bool
+
+
+Answer = Received | Scored | Failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeState:
+    """One node; `task` is what it was last seen to work on, `score` its newest scoring of the global model."""
+
+    name: str
+    status: Literal["new", "ready", "lost"] = "new"
+    facts: Mapping[str, object] = field(default_factory=dict)
+    task: TaskKey | None = None
+    since: datetime | None = None
+    attempt: int = 0
+    round: int = 0
+    contributions: int = 0
+    examples: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    score: Score | None = None
+    seconds: float = 0.0
+    bytes: Traffic = Traffic()
+    error: str | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundState:
+    """The open round: its cohort and what each of its nodes has answered."""
+
+    number: int
+    opened_at: datetime
+    nodes: tuple[str, ...]
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+    bytes: Traffic = Traffic()
+
+    @property
+    def updates(self) -> dict[str, Received]:
+        """The updates that are in, by node name, in the order of names."""
+        return {name: answer for name, answer in sorted(self.answers.items()) if isinstance(answer, Received)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundReport:
+    """A closed round."""
+
+    number: int
+    contributors: tuple[str, ...]
+    failed: tuple[str, ...]
+    model: Blob
+    opened_at: datetime
+    closed_at: datetime
+    fit_seconds: Mapping[str, float]
+    bytes: Traffic
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds from its opening to its aggregation."""
+        return (self.closed_at - self.opened_at).total_seconds()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """A whole run. `round` is the newest aggregated one; `evaluations[k]` has the nodes' scores of round k's model."""
+
+    run: str = ""
+    federation: str = ""
+    seed: int = 0
+    rounds: int = 0
+    compare: bool = False
+    metric: str = "val_loss"
+    mode: str = "min"
+    status: Status = "new"
+    reason: str | None = None
+    started_at: datetime | None = None
+    resumed_at: datetime | None = None
+    ended_at: datetime | None = None
+    last_at: datetime | None = None
+    initialization: Failed | None = None
+    initial: Blob | None = None
+    model: Blob | None = None
+    round: int = 0
+    open: RoundState | None = None
+    nodes: Mapping[str, NodeState] = field(default_factory=dict)
+    history: tuple[RoundReport, ...] = ()
+    evaluations: Mapping[int, Mapping[str, Answer]] = field(default_factory=dict)
+    alone: Mapping[str, Answer] = field(default_factory=dict)
+    compared: Mapping[str, Answer] = field(default_factory=dict)
+
+    @property
+    def is_over(self) -> bool:
+        """True when nothing is left to do for this coordinator."""
+        return self.status in ("held", "finished", "failed")
+
+    def answers(self, kind: Kind, round: int) -> Mapping[str, Answer]:
+        """The answers that tasks of a kind have had so far, by node."""
+        match kind:
+            case "train":
+                return self.open.answers if self.open and self.open.number == round else {}
+            case "evaluate":
+                return self.evaluations.get(round, {})
+            case "alone":
+                return self.alone
+            case "compare":
+                return self.compared
+            case "initialize":
+                return {COORDINATOR: self.initialization} if self.initialization else {}
+            case _:
+                assert_never(kind)

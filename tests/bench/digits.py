@@ -1,0 +1,99 @@
+"""The federation that the benchmarks run: the digits template's code over small sites of equal size.
+
+A `Workshop` is a temporary folder with that federation, in which runs are made, kept for whoever asks again, and read.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from fedctl.events import Event
+from fedctl.journal import read
+from tests.bench.measure import FEDCTL, ROOT, cpu_seconds, run
+
+MOST_NODES = 12
+SEED = 7
+MODEL_ARGS: Mapping[str, Any] = {"lr": 0.05}
+DATA_ARGS: Mapping[str, Any] = {"sites": MOST_NODES, "alpha": 100, "seed": SEED, "batch_size": 32}
+TRAINER: Mapping[str, Any] = {"max_epochs": 2}
+THREADS = 1
+
+
+def fed_yaml(nodes: int, rounds: int) -> str:
+    """The federation of that many nodes; JSON's braces are YAML's too."""
+    return f"""\
+name: digits
+seed: {SEED}
+rounds: {rounds}
+task:
+  model: model.py:DigitsNet
+  model_args: {dict(MODEL_ARGS)}
+  data: data.py:DigitsData
+  data_args: {dict(DATA_ARGS)}
+  trainer: {dict(TRAINER)}
+  monitor: {{metric: val_acc, mode: max}}
+defaults: {{accelerator: cpu, threads: {THREADS}}}
+nodes:
+  - {{name: "{node_name("{i:02d}")}", count: {nodes}, host: local, data: {{site: "{{i}}"}}}}
+"""
+
+
+def node_name(number: str) -> str:
+    return f"site-{number}"
+
+
+@dataclass(slots=True)
+class Workshop:
+    """Use it as a context manager; everything in it is removed at the end."""
+
+    path: Path = field(default_factory=Path)
+    _runs: dict[tuple[int, int], Path] = field(default_factory=dict)
+    _made: int = 0
+    _exits: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        self.path = Path(self._exits.enter_context(tempfile.TemporaryDirectory(prefix="fedctl-bench-")))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    def folder(self, nodes: int, rounds: int) -> Path:
+        """A new federation's folder."""
+        self._made += 1
+        folder = self.path / f"{self._made:02d}"
+        folder.mkdir()
+        for name in ("model.py", "data.py"):
+            shutil.copy(ROOT / "templates" / "digits" / name, folder)
+        (folder / "fed.yaml").write_text(fed_yaml(nodes, rounds))
+        return folder
+
+    def environment(self, folder: Path) -> dict[str, str]:
+        """Nodes that nobody has used yet."""
+        return {**os.environ, "FEDCTL_HOME": str(folder / "nodes"), "PYTHONPATH": str(ROOT)}
+
+    def finished(self, nodes: int, rounds: int) -> Path:
+        """The folder of a federation whose run `bench` has finished; made at the first call."""
+        if (nodes, rounds) not in self._runs:
+            folder = self.folder(nodes, rounds)
+            run([*FEDCTL, "launch", "--run", "bench"], cwd=folder, env=self.environment(folder))
+            self._runs[nodes, rounds] = folder
+        return self._runs[nodes, rounds]
+
+    def cpu_of_a_run(self, nodes: int, rounds: int) -> tuple[float, Path]:
+        """The CPU seconds of a whole run, and its folder."""
+        folder = self.folder(nodes, rounds)
+        spent = cpu_seconds(
+            [*FEDCTL, "launch", "--run", "bench", "--file", str(folder / "fed.yaml")], env=self.environment(folder)
+        )
+        return spent, folder
+
+
+def journal(folder: Path) -> list[Event]:
+    """What happened in the run `bench`."""
+    return read(folder / "runs" / "bench" / "events.jsonl")

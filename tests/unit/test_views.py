@@ -1,0 +1,509 @@
+import functools
+import io
+import json
+import math
+import re
+import time
+from datetime import timedelta
+
+import pytest
+from rich.console import Console
+from runs import Story, finished, mid_round, preparing
+
+from fedctl.errors import ConfigError
+from fedctl.events import EVENTS, RoundHeld, RunFailed
+from fedctl.records import TaskKey
+from fedctl.report import report
+from fedctl.state import RunState, apply
+from fedctl.views import open_sink, show
+from fedctl.views.canvas import bar, plot
+from fedctl.views.dashboard import dashboard
+from fedctl.views.lines import LinesSink
+from fedctl.views.live import LiveSink
+from fedctl.views.sentence import is_routine, sentence
+from fedctl.views.text import change, clock, duration, figure, plain, roughly, size
+from fedctl.views.verdict import verdict
+
+SITES = tuple(f"site-{number:02d}" for number in range(50))
+MOMENTS = {"preparing": preparing, "mid-round": mid_round, "finished": finished}
+HOSTILE = "\x1b[2J\x1b]0;owned\x07[bold red]boom[/]\x9b31m\r\n\u202etxt\x00 \ud800"
+
+
+@pytest.fixture(autouse=True)
+def _in_utc(monkeypatch):
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@functools.cache
+def told_once(moment, names):
+    return MOMENTS[moment](*names)
+
+
+def drawn(story, width=80, height=None, *, alive=True, file=None, **console):
+    file = file or io.StringIO()
+    options = {"legacy_windows": False, "no_color": True, **console}
+    recent = [event for event in story.events if not is_routine(event)][-8:]
+    now = story.now + timedelta(seconds=2)
+    picture = dashboard(story.state, story.progress, recent, now, alive=alive, height=height)
+    Console(file=file, width=width, **options).print(picture)
+    return file.getvalue() if isinstance(file, io.StringIO) else ""
+
+
+def test_a_round_under_way_at_80_columns():
+    assert drawn(mid_round(), 80, 24).splitlines()[:16] == [
+        "digits  digits-20261122-023000                                         ● running",
+        "round 4 of 10  ━━━━━━━━━━━━━━──────────────────────────────  56s · about 1m left",
+        "",
+        "  node   state       progress              loss  val_acc    time  ↑ sent  ↓ recv",
+        "✓ alice  done        ━━━━━━━━━━━━━        0.240   0.8169     11s  9.9 MB  5.0 MB",
+        "✗ bob    failed      attempt 1: CUDA out of memory",
+        "⠏ carol  training    ━━━━━━━━─────  62%   0.412   0.7969      5s  8.7 MB  3.7 MB",
+        "⠏ dave   training    ━━━━━────────  40%   0.412   0.7869      5s  8.7 MB  3.7 MB",
+        "○ erin   waiting                          0.300   0.7769          8.7 MB  3.7 MB",
+        "",
+        "val_acc, rounds 0 to 10",
+        "0.7941 ┤               ████",
+        "       │          ████ ████",
+        "       │     ▂▂▂▂ ████ ████",
+        "       │     ████ ████ ████",
+        "       │     ████ ████ ████",
+    ]
+
+
+def test_nodes_being_made_ready_at_60_columns():
+    assert drawn(preparing(), 60, 24).splitlines() == [
+        "digits  digits-20261122-023000                   ● preparing",
+        "0 of 10 rounds  ────────────────────────────────────────  3s",
+        "",
+        "  node   state       progress          loss  val_acc    time",
+        "○ alice  waiting",
+        "✗ bob    lost        permission denied (publickey) for fed@…",
+        "⠴ carol  preparing",
+        "⠴ dave   preparing",
+        "",
+        "02:30:00  run digits-20261122-023000 started: 4 nodes, 10 r…",
+        "02:30:00  alice is ready",
+        "02:30:01  bob is lost: permission denied (publickey) for fe…",
+    ]
+
+
+def test_a_finished_run_shows_what_federating_bought_at_120_columns():
+    lines = drawn(finished(), 120, 40).splitlines()
+    assert lines[-8:] == [
+        "node      alone  federated      gain       alone  federated      gain",
+        "alice    0.5767     0.9400   +0.3633      0.9700     0.9500   -0.0200",
+        "bob      0.5567     0.9400   +0.3833      0.9500     0.9400   -0.0100",
+        "carol    0.5367     0.9400   +0.4033      0.9300     0.9300         0",
+        "",
+        "federating bought +0.3833 val_acc on everyone's data",
+        "worst node alone: carol 0.5367 → 0.9400",
+        "better alone on its own data: alice, bob",
+    ]
+    assert lines[0].endswith("✓ finished")
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
+@pytest.mark.parametrize("height", [6, 10, 24, 60, None])
+@pytest.mark.parametrize("names", [(), SITES])
+def test_every_picture_fits(moment, width, height, names):
+    lines = drawn(told_once(moment, names), width, height).splitlines()
+    assert height is None or len(lines) <= height
+    assert max(map(len, lines)) <= width
+    assert "…" not in lines[0] or width < 60
+
+
+def test_of_many_nodes_the_failed_and_the_busy_come_first_and_the_rest_is_counted():
+    lines = drawn(mid_round(*SITES), 80, 24).splitlines()
+    assert [line.split()[1] for line in lines[4:8]] == ["site-01", "site-02", "site-03", "site-04"]
+    assert "… and 40 more: 39 waiting, 1 done" in lines
+
+
+def test_columns_give_way_in_the_order_of_their_worth():
+    titles = {width: drawn(mid_round(), width).splitlines()[3].split() for width in (40, 60, 80, 120)}
+    assert titles[40] == ["node", "state", "progress"]
+    assert titles[60] == ["node", "state", "progress", "loss", "val_acc", "time"]
+    assert titles[80] == ["node", "state", "progress", "loss", "val_acc", "time", "↑", "sent", "↓", "recv"]
+    assert titles[120][-5:] == ["↑", "sent", "↓", "received", "examples"]
+
+
+def test_local_epochs_have_a_column_where_there_are_several():
+    story = mid_round()
+    story.working(TaskKey(round=4, node="carol"), step=20, epoch=2, epochs=5)
+    text = drawn(story, 120)
+    assert "epoch" in text
+    assert re.search(r"carol .* 30% +2/5", text)
+
+
+@pytest.mark.parametrize("phase", ["waiting", "loading", "saving"])
+def test_a_task_that_does_not_train_yet_says_so(phase):
+    story = mid_round()
+    story.working(TaskKey(round=4, node="carol"), phase=phase)
+    assert re.search(rf"carol +training +{phase}", drawn(story))
+
+
+def test_steps_of_unknown_number_are_counted():
+    story = mid_round()
+    story.working(TaskKey(round=4, node="carol"), step=17, steps=0)
+    assert re.search(r"carol +training .* #17 ", drawn(story))
+
+
+def test_telemetry_says_more_than_the_journal():
+    story = mid_round()
+    story.started(3, "erin", kind="evaluate")
+    story.evaluated(3, "erin", 0.9)
+    story.working(TaskKey(round=4, node="erin"), step=10)
+    assert re.search(r"erin +training .* 25%", drawn(story))
+
+
+def test_telemetry_of_a_task_that_is_over_is_not_shown():
+    story = mid_round()
+    story.working(TaskKey(round=4, node="alice"), step=10)
+    story.working(TaskKey(round=4, node="bob"), step=10)
+    story.working(TaskKey(round=2, node="erin"), step=10)
+    lines = drawn(story).splitlines()
+    assert [lines[index].split()[2] for index in (4, 5, 8)] == ["done", "failed", "waiting"]
+
+
+def test_an_interrupted_run_stands_still_and_says_how_to_resume():
+    text = drawn(mid_round(), alive=False)
+    assert "■ interrupted" in text
+    assert "left" not in text
+    assert text.splitlines()[-1] == "to resume: fedctl launch --resume digits-20261122-023000"
+    assert re.search(r"carol +training +0.300", text)
+
+
+def test_a_failed_run_gives_its_whole_reason():
+    story = mid_round()
+    reason = "round 4 has 1 of the 4 updates it needs (bob: CUDA out of memory; carol: the worker was killed)"
+    story.tell(RunFailed, reason=reason)
+    text = drawn(story, 60, 30)
+    assert reason in " ".join(text.split())
+
+
+def test_a_held_run_says_how_to_go_on():
+    story = mid_round()
+    story.tell(RoundHeld, round=4)
+    assert "to go on: fedctl aggregate digits-20261122-023000 --commit" in drawn(story)
+
+
+def test_a_resumed_run_makes_its_nodes_ready_again():
+    story = mid_round()
+    story.resumed()
+    text = drawn(story)
+    assert "● running" in text
+    assert re.search(r"bob +failed", text)
+
+
+def test_hostile_text_neither_drives_the_terminal_nor_is_markup():
+    story = mid_round()
+    story.failed(4, "carol", HOSTILE)
+    text = drawn(story, 120)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
+    assert "attempt 1: [bold red]boom[/] txt" in text
+    assert "owned" not in text
+
+
+def test_a_terminal_that_knows_only_ascii_gets_ascii():
+    raw = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    story = finished()
+    story.failed(10, "bob", "kaputt: Übergröße", kind="compare")
+    drawn(story, 100, file=raw)
+    assert b"+ alice  done        ====" in raw.buffer.getvalue()
+
+
+def test_without_colour_no_colour_is_written(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    text = drawn(mid_round(), force_terminal=True, no_color=None)
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", text)
+
+
+def told(story):
+    return verdict(report(story.state, alive=False))[0].plain
+
+
+@pytest.mark.parametrize(
+    ("mode", "alone", "federated", "words"),
+    [
+        ("max", 0.4, 0.9, "federating bought +0.5000 score on everyone's data"),
+        ("max", 0.9, 0.85, "federating did not help: -0.0500 score on everyone's data"),
+        ("max", 0.9, 0.90001, "federating made no difference to score on everyone's data"),
+        ("min", 0.9, 0.4, "federating bought -0.5000 score (lower is better) on everyone's data"),
+        ("min", 0.4, 0.9, "federating did not help: +0.5000 score (lower is better) on everyone's data"),
+        ("max", math.nan, 0.9, "no score to compare by"),
+    ],
+)
+def test_the_verdict_is_honest(mode, alone, federated, words):
+    story = Story("alice", "bob", metric="score", mode=mode, compare=True)
+    story.ready()
+    for name in story.nodes:
+        story.compared(name, {"global": federated, "alone/alice": alone, "alone/bob": alone})
+    assert told(story) == words
+
+
+def test_every_kind_of_event_has_a_sentence():
+    story = mid_round()
+    story.lost("erin")
+    story.tell(RoundHeld, round=4)
+    story.tell(RunFailed, reason="no node is left")
+    events = [*finished().events, *story.events]
+    assert {type(event).__name__ for event in events} == set(EVENTS)
+    for event in events:
+        words = sentence(event, story.state)
+        assert words
+        assert words == plain(words)
+        assert not words.endswith(".")
+
+
+def lines_of(story):
+    stream, state = io.StringIO(), RunState()
+    with LinesSink(stream) as sink:
+        for event in story.events:
+            state = apply(state, event)
+            sink.event(event, state)
+    return stream.getvalue().splitlines()
+
+
+def test_the_lines_of_a_run():
+    story = Story("alice", "bob", rounds=1)
+    story.ready("alice")
+    story.lost("bob")
+    story.built()
+    story.evaluated(0, "alice", 0.1)
+    story.opened(1)
+    story.started(1, "alice")
+    story.failed(1, "alice")
+    story.started(1, "alice", attempt=2)
+    story.trained(1, "alice", attempt=2)
+    story.aggregated(1, "alice")
+    story.evaluated(1, "alice", 0.9531)
+    story.started(1, "alice", kind="evaluate")
+    story.failed(1, "alice", "no data", kind="evaluate")
+    story.started(0, "alice", kind="alone")
+    story.trained(0, "alice", kind="alone")
+    story.compared("alice", {"global": 0.9, "alone/alice": 0.5})
+    story.tell(type(finished().events[-1]))
+    assert lines_of(story) == [
+        "02:30:00 run digits-20261122-023000 started: 2 nodes, 1 round",
+        "02:30:00 alice is ready",
+        "02:30:01 bob is lost: no route to host",
+        "02:30:02 coordinator started building the first model",
+        "02:30:05 the first model is built (1.2 MB)",
+        "02:30:05 round 0: alice scored the model: val_acc 0.1000",
+        "02:30:06 round 1 opened with 2 nodes",
+        "02:30:06 round 1: alice started training",
+        "02:30:07 round 1: alice failed (attempt 1): CUDA out of memory",
+        "02:30:07 round 1: alice started training (attempt 2)",
+        "02:30:09 round 1: alice sent its update of 1.2 MB (600 examples, 11s)",
+        "02:30:10 round 1 aggregated from 1 node in 3.9s",
+        "02:30:10 round 1: alice scored the model: val_acc 0.9531",
+        "02:30:10 round 1: alice started evaluating the model",
+        "02:30:11 round 1: alice failed evaluating the model (attempt 1): no data",
+        "02:30:12 alice started training alone",
+        "02:30:14 alice has trained alone (600 examples, 11s)",
+        "02:30:14 alice scored 2 models",
+        "02:30:15 run finished in 15s: val_acc 0.9531",
+    ]
+
+
+def test_a_resumed_run_says_so():
+    story = mid_round()
+    story.resumed()
+    assert "run digits-20261122-023000 resumed" in lines_of(story)[-6]
+
+
+def test_a_hostile_error_stays_one_line():
+    story = mid_round()
+    before = len(lines_of(story))
+    story.failed(4, "carol", HOSTILE)
+    assert len(lines_of(story)) == before + 1
+
+
+def test_a_reader_that_leaves_does_not_end_the_run():
+    class Gone(io.StringIO):
+        def write(self, _):
+            raise BrokenPipeError
+
+    story = mid_round()
+    sink = LinesSink(Gone())
+    for event in story.events[:3]:
+        sink.event(event, story.state)
+
+
+def test_lines_that_an_encoding_cannot_say_are_said_in_part():
+    raw = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    story = mid_round()
+    story.failed(4, "carol", "größer")
+    LinesSink(raw).event(story.events[-1], story.state)
+    assert b"gr??er" in raw.buffer.getvalue()
+
+
+def live(story, console):
+    sink = LiveSink(console, now=lambda: story.now)
+    state = RunState()
+    with sink:
+        for event in story.events:
+            state = apply(state, event)
+            sink.event(event, state)
+        for sample in story.progress.values():
+            sink.progress(sample)
+    return sink
+
+
+def terminal(**options):
+    return Console(file=io.StringIO(), force_terminal=True, width=80, height=24, no_color=True, **options)
+
+
+def test_the_last_picture_stays_and_the_cursor_comes_back():
+    console = terminal()
+    live(finished(), console)
+    text = console.file.getvalue()
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+    assert "federating bought" in text
+
+
+def test_the_terminal_is_given_back_when_the_run_is_interrupted():
+    console, story = terminal(), mid_round()
+    sink = LiveSink(console, now=lambda: story.now)
+    sink.event(story.events[-1], story.state)
+    with pytest.raises(KeyboardInterrupt), sink:
+        raise KeyboardInterrupt
+    sink.close()
+    text = console.file.getvalue()
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+    assert "fedctl launch --resume digits" in text
+
+
+def test_a_watcher_that_leaves_does_not_call_the_run_interrupted():
+    console, story = terminal(), mid_round()
+    sink = LiveSink(console, watching=True, now=lambda: story.now)
+    sink.event(story.events[-1], story.state)
+    with pytest.raises(KeyboardInterrupt), sink:
+        raise KeyboardInterrupt
+    assert "running" in console.file.getvalue()
+    assert "interrupted" not in console.file.getvalue()
+
+
+def test_before_anything_is_known_nothing_is_drawn():
+    console = terminal()
+    with LiveSink(console):
+        pass
+    assert not re.sub(r"\x1b\[[?0-9]*[a-zA-Z]", "", console.file.getvalue()).strip()
+
+
+def test_telemetry_ends_with_its_task():
+    story = mid_round()
+    sink = LiveSink(terminal(), now=lambda: story.now)
+    for sample in story.progress.values():
+        sink.progress(sample)
+    story.trained(4, "carol")
+    sink.event(story.events[-1], story.state)
+    assert list(sink._progress) == ["r0004/dave/a1"]
+
+
+def test_a_new_width_begins_on_a_clean_screen():
+    console, story = terminal(), mid_round()
+    with LiveSink(console, now=lambda: story.now) as sink:
+        sink.event(story.events[-1], story.state)
+        sink._live.refresh()
+        console.width = 60
+    assert "\x1b[2J\x1b[H" in console.file.getvalue()
+
+
+def test_the_sink_follows_where_stdout_goes(capsys):
+    story = mid_round()
+    with open_sink() as sink:
+        sink.event(story.events[0], story.state)
+    with open_sink(json=True) as sink:
+        sink.event(story.events[1], story.state)
+    out, err = capsys.readouterr()
+    assert "started: 5 nodes" in out
+    assert err == "02:30:00 alice is ready\n"
+
+
+def test_an_error_is_a_sentence_and_the_next_thing_to_type(capsys):
+    show.error(ConfigError("fed.yaml:14: nodes/1/[prt]: unknown key\x1b[2J", hint="did you mean `port`?"))
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "error: fed.yaml:14: nodes/1/[prt]: unknown key\nhint: did you mean `port`?\n")
+
+
+def test_an_error_as_json_is_one_object_on_stdout(capsys):
+    show.error(ConfigError("no such file", hint=None), json=True)
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"error": {"message": "no such file", "hint": None, "exit_code": 3}}
+    assert err == ""
+
+
+def test_json_is_ascii_and_one_document(capsys):
+    show.show_json({"error": "\x9b2J ö"})
+    out = capsys.readouterr().out
+    assert out.isascii()
+    assert json.loads(out) == {"error": "\x9b2J ö"}
+
+
+def test_status_and_summary_print_the_report(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    show.show_status(report(mid_round().state, alive=False))
+    show.show_summary(finished().state)
+    out = capsys.readouterr().out
+    assert "● carol  training     0.300   0.7969          8.7 MB  3.7 MB       874\n" in out
+    assert "to resume: fedctl launch --resume digits-20261122-023000\n" in out
+    assert "worst node alone: carol 0.5367 → 0.9400\n" in out
+
+
+def test_rows_and_pairs_are_plain_tables(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    show.show_rows(("node", "reach", "remedy"), [("alice", "ok", ""), ("bob", "failed", "[b]ssh-copy-id[/] " * 3)])
+    show.show_pairs([("rounds", "10"), ("bytes a round", "12 MB")], title="plan")
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:3] == ["node   reach   remedy", "alice  ok", "bob    failed  [b]ssh-copy-id[/]"]
+    assert lines[-3:] == ["plan", "rounds         10", "bytes a round  12 MB"]
+
+
+def test_a_note_goes_to_stderr(capsys):
+    show.note("the nodes go on\n  resume [it]")
+    assert capsys.readouterr() == ("", "the nodes go on\n  resume [it]\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("val_acc", 0.95314, "0.9531"),
+        ("val_acc", 1.0, "1.0000"),
+        ("val_acc", 0.0, "0.0000"),
+        ("perplexity", 12.3456, "12.35"),
+        ("perplexity", 12345.6, "12346"),
+        ("perplexity", 1.5e7, "1.50e+07"),
+        ("val_loss", 0.41234, "0.412"),
+        ("val_loss", 1.23456, "1.23"),
+        ("val_loss", 123.4, "123"),
+        ("val_loss", 0.0000123, "1.2e-05"),
+        ("val_loss", -3.14159, "-3.14"),
+        ("val_loss", math.nan, "nan"),
+        ("val_loss", None, ""),
+    ],
+)
+def test_figures_have_as_many_digits_as_they_deserve(name, value, shown):
+    assert figure(name, value) == shown
+
+
+def test_changes_sizes_and_times():
+    assert [change("acc", value) for value in (0.25, -0.25, 1e-9)] == ["+0.2500", "-0.2500", "0"]
+    assert [size(n) for n in (0, 812, 1240, 99_960, 1_240_000, 999_600_000, 34 * 10**9, 2 * 10**12)] == [
+        "0 B", "812 B", "1.2 kB", "100 kB", "1.2 MB", "1.0 GB", "34 GB", "2.0 TB",
+    ]  # fmt: skip
+    assert [clock(s) for s in (-1, 4.9, 63, 7500, 273_600)] == ["0s", "4s", "1m 03s", "2h 05m", "3d 04h"]
+    assert [duration(s) for s in (0.04, 4.25, 9.96, 59.7)] == ["0.0s", "4.2s", "10s", "1m 00s"]
+    assert [roughly(s) for s in (0, 41, 56, 290, 7500)] == ["5s", "45s", "1m", "5m", "2h 05m"]
+
+
+def test_bars_and_plots_are_fine_to_a_part_of_a_cell():
+    assert [bar(share, 4, "").plain for share in (-1, 0, 0.4, 0.5, 2)] == ["────", "────", "━╸──", "━━──", "━━━━"]
+    assert plot([0.0, 0.5, 1.0], 3, 1, "")[0].plain == "▁▅█"
+    assert [line.plain for line in plot([0.0, None, 1.0, math.nan], 4, 2, "")] == ["  █ ", "▁ █x"]
+    assert plot(range(100), 4, 1, "")[0].plain == "▃▄▆█"
+    assert [line.plain for line in plot([], 4, 1, "")] == [""]
