@@ -95,6 +95,7 @@ class Coordinator:
 
         Raises ConfigError when the user's code cannot be used, ModelError when the updates cannot be aggregated.
         """
+        self._run.sweep()
         with Journal(self._run.journal) as journal:
             self._state = fold(journal.events)
             self._book(journal, [self._started()])

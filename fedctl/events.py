@@ -196,10 +196,14 @@ def dump(event: Event) -> str:
 
 def load(line: str) -> Event:
     """Read a line back; raises ValueError when it is no event of this version."""
-    value = json.loads(line)
+    try:
+        value = json.loads(line)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
-    kind = EVENTS.get(value.pop("event", None))
+    name = value.pop("event", None)
+    kind = EVENTS.get(name) if isinstance(name, str) else None
     if kind is None:
         raise ValueError("unknown event")
     names = {f.name for f in dataclasses.fields(kind)}
@@ -207,7 +211,7 @@ def load(line: str) -> Event:
         raise ValueError(f"{kind.__name__} has no field {', '.join(sorted(set(value) - names))}")
     try:
         return kind(**{name: _FROM_JSON.get(name, _same)(field) for name, field in value.items()})
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, OverflowError) as error:
         raise ValueError(f"{kind.__name__}: {error}") from error
 
 

@@ -10,9 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fedctl.connection import LINE_LOST, Connection
 from fedctl.errors import ConnectionLost, NodeError
@@ -26,6 +26,8 @@ IDLE_S = 600.0
 """How long a worker stays after its last task."""
 RECONNECTS = 5
 PIECE = 4 * 2**20
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,17 +94,14 @@ class Host:
     ) -> Done:
         """Have a task done, through broken lines if need be; raises NodeError when the machine stays out of reach."""
         sent = 0
-        for retry in range(RECONNECTS + 1):
-            try:
-                connection = self.connection()
-                sent += self._put_models(connection, task, models)
-                result = self._follow(connection, task, started, progressed)
-                return Done(result=result, traffic=Traffic(sent=sent))
-            except ConnectionLost:
-                if retry == RECONNECTS or self._is_closed:
-                    raise
-                time.sleep(min(30.0, 0.2 * 2**retry) * random.uniform(0.5, 1.0))
-        raise AssertionError("unreachable")
+
+        def attempt() -> Result:
+            nonlocal sent
+            connection = self.connection()
+            sent += self._put_models(connection, task, models)
+            return self._follow(connection, task, started, progressed)
+
+        return Done(result=self._patiently(attempt), traffic=Traffic(sent=sent))
 
     def fetch_update(self, key: TaskKey, blob: Blob, target: Path) -> int:
         """Bring a task's update here, verified by its digest; returns the bytes that came."""
@@ -113,8 +112,8 @@ class Host:
         with part.open("wb") as file:
             while came < blob.size:
                 answer, piece = self._read(key, "update.safetensors", came)
-                if not piece or answer["size"] != blob.size:
-                    raise NodeError(f"the update is {answer['size']} bytes, not the {blob.size} that were announced")
+                if not piece or answer.get("size") != blob.size:
+                    raise NodeError(f"the node's update is not of the {blob.size} bytes that it announced")
                 file.write(piece)
                 came += len(piece)
         if digest(part) != blob:
@@ -176,13 +175,13 @@ class Host:
             if "missing" in answer:
                 raise ConnectionLost("a model is no longer on the node")
             started()
-            if answer["state"] == "done":
-                return _result(task.key, answer["result"])
+            if answer.get("state") == "done":
+                return _result(task.key, answer.get("result"))
             while True:
                 push = pushes.get()
                 match push.get("push"):
                     case "progress":
-                        progressed(_progress(task.key, push["progress"]))
+                        progressed(_progress(task.key, push.get("progress")))
                     case "result":
                         return _result(task.key, push.get("result"))
                     case _ if push is LINE_LOST:
@@ -202,9 +201,22 @@ class Host:
             return self._sending.setdefault(name, threading.Lock())
 
     def _read(self, key: TaskKey, name: str, offset: int) -> tuple[dict[str, Any], bytes]:
-        return self.connection().ask_for_bytes(
-            "read", **self._run(), key=str(key), name=name, offset=offset, limit=PIECE
-        )
+        def attempt() -> tuple[dict[str, Any], bytes]:
+            request = {**self._run(), "key": str(key), "name": name, "offset": offset, "limit": PIECE}
+            return self.connection().ask_for_bytes("read", **request)
+
+        return self._patiently(attempt)
+
+    def _patiently(self, attempt: Callable[[], Answer]) -> Answer:
+        """What an attempt gives, made again over a new line when the line breaks; raises ConnectionLost in the end."""
+        for retry in range(RECONNECTS):
+            try:
+                return attempt()
+            except ConnectionLost:
+                if self._is_closed:
+                    raise
+                time.sleep(min(30.0, 0.2 * 2**retry) * random.uniform(0.5, 1.0))
+        return attempt()
 
     def _ask(self, op: str, **fields: Any) -> dict[str, Any]:
         return self.connection().ask(op, **self._run(), **fields)
@@ -275,6 +287,7 @@ def _result(key: TaskKey, value: object) -> Result:
 
 def _progress(key: TaskKey, value: object) -> Progress:
     try:
-        return Progress.from_json(value)
+        progress = Progress.from_json(value)
     except ValueError:
         return Progress(key=key, phase="waiting")
+    return replace(progress, key=key)  # a node speaks for its own task only

@@ -67,7 +67,7 @@ def perform(
             host.prepare()
         done = host.perform(
             task,
-            {label: model_path(run, label, blob, key) for label, blob in action.models.items()},
+            {label: model_path(run, label, key) for label in action.models},
             started=lambda: tell(TaskStarted(at=clock(), task=key)),
             progressed=progressed,
         )
@@ -86,7 +86,7 @@ def perform(
         return TaskFailed(at=clock(), task=key, reason=error.message, retryable=isinstance(error, NodeError))
 
 
-def model_path(run: RunDir, label: str, blob: Blob, key: TaskKey) -> Path:
+def model_path(run: RunDir, label: str, key: TaskKey) -> Path:
     """Where the coordinator keeps the model that a task names."""
     if label.startswith("alone/"):
         return run.alone(label.removeprefix("alone/"))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from fedctl import events
 from fedctl.errors import StateError
@@ -31,7 +32,7 @@ class Journal:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -47,20 +48,19 @@ def read(path: Path) -> list[Event]:
 
 def follow(path: Path) -> Iterator[list[Event]]:
     """The events so far, then whatever has come since, for ever; an empty list when nothing has. The caller waits."""
-    offset = 0
+    offset = lines = 0
     while True:
+        fresh, size = _read(path, offset, lines)
+        offset, lines = offset + size, lines + len(fresh)
+        yield fresh
+
+
+def _read(path: Path, offset: int = 0, before: int = 0) -> tuple[list[Event], int]:
+    """The events from `offset` on, which is behind `before` lines, and how many bytes of the file they take."""
+    try:
         with path.open("rb") as file:
             file.seek(offset)
-            fresh = file.read()
-        end = fresh.rfind(b"\n") + 1
-        offset += end
-        yield [_load(line, path, 0) for line in fresh[:end].splitlines()]
-
-
-def _read(path: Path) -> tuple[list[Event], int]:
-    """The events, and how many bytes of the file they take."""
-    try:
-        content = path.read_bytes()
+            content = file.read()
     except OSError as error:
         raise StateError(f"cannot read {path}: {error.strerror}") from error
     found: list[Event] = []
@@ -71,7 +71,7 @@ def _read(path: Path) -> tuple[list[Event], int]:
         if is_last and not line.endswith(b"\n"):
             break
         try:
-            found.append(_load(line, path, number))
+            found.append(_load(line, path, before + number))
         except StateError:
             if is_last:
                 break

@@ -211,7 +211,7 @@ def _next_attempt(answer: Answer | None, attempts: int) -> int | None:
 
 
 def _late(state: RunState, federation: Federation, began: datetime | None, now: datetime) -> bool:
-    """True past the deadline. It counts while a coordinator is there: what nodes finished without one is still wanted."""
+    """True past the deadline, which counts from a resume anew: what nodes did without a coordinator is still wanted."""
     deadline, since = federation.schedule.deadline_s, max(filter(None, (began, state.resumed_at)), default=now)
     return deadline is not None and (now - since).total_seconds() >= deadline
 

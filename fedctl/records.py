@@ -1,8 +1,8 @@
 """What crosses the wire between coordinator and node, as frozen records with strict JSON forms.
 
 Owns `TaskKey`, `Blob`, `Task`, `Score`, `Result` and `Progress`. Standard library only: the node imports this
-module too, and nothing here may know of paths, transports or torch. Whatever a node sends is read with `from_json`, which refuses
-every field that is missing, unknown, of another type or out of bounds with a `ValueError`.
+module too, and nothing here may know of paths, transports or torch. Whatever a node sends is read with `from_json`,
+which refuses every field that is missing, unknown, of another type or out of bounds with a `ValueError`.
 """
 
 import math
@@ -21,8 +21,9 @@ _LETTERS: Mapping[str, Kind] = {
     "i": "initialize",
 }
 _LETTER_OF = {kind: letter for letter, kind in _LETTERS.items()}
-_KEY = re.compile(r"r(\d{4,})/([A-Za-z0-9][A-Za-z0-9._-]{0,63})/([aesci])(\d{1,4})")
+_KEY = re.compile(r"r([0-9]{4,9})/([A-Za-z0-9][A-Za-z0-9._-]{0,63})/([aesci])([0-9]{1,4})")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 COORDINATOR = "coordinator"
@@ -51,11 +52,14 @@ class TaskKey:
 
     @classmethod
     def parse(cls, text: str) -> "TaskKey":
-        """Read a key back; raises ValueError when the text is not one."""
-        match = _KEY.fullmatch(text)
+        """Read a key back; raises ValueError when the text is not one, to the letter."""
+        match = _KEY.fullmatch(text) if isinstance(text, str) else None
         if match is None or ".." in match[2]:
             raise ValueError(f"not a task key: {text!r}")
-        return cls(round=int(match[1]), node=match[2], kind=_LETTERS[match[3]], attempt=int(match[4]))
+        key = cls(round=int(match[1]), node=match[2], kind=_LETTERS[match[3]], attempt=int(match[4]))
+        if str(key) != text:
+            raise ValueError(f"not a task key: {text!r}, but {key} is one")
+        return key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +135,19 @@ class Task:
         fields = _fields(
             value, "key", "seed", "model", "model_args", "data", "data_args", "trainer", "models", "codec", "threads"
         )
-        models = {label: Blob.from_json(blob) for label, blob in fields.pop("models").items()}
-        return cls(**{**fields, "key": TaskKey.parse(fields["key"]), "models": models})
+        models = {label: Blob.from_json(blob) for label, blob in _object(fields["models"], "models").items()}
+        return cls(
+            key=TaskKey.parse(fields["key"]),
+            seed=_count(fields["seed"], "seed"),
+            model=_text(fields["model"], 1_000),
+            model_args=_object(fields["model_args"], "model_args"),
+            data=_text(fields["data"], 1_000),
+            data_args=_object(fields["data_args"], "data_args"),
+            trainer=_object(fields["trainer"], "trainer"),
+            models=models,
+            codec=_text(fields["codec"], 100),
+            threads=_count(fields["threads"], "threads"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,22 +185,11 @@ class Result:
 
     @classmethod
     def from_json(cls, value: Any) -> "Result":
-        fields = _fields(
-            value,
-            "key",
-            "examples",
-            "metrics",
-            "scores",
-            "update",
-            "seconds",
-            "accelerator",
-            "error",
-            "detail",
-            "retryable",
-        )
-        scores = fields["scores"]
-        if not isinstance(scores, dict) or len(scores) > 100_000:
-            raise ValueError("scores must be an object")
+        numbers = ("examples", "metrics", "scores", "update", "seconds")
+        fields = _fields(value, "key", *numbers, "accelerator", "error", "detail", "retryable")
+        scores = _object(fields["scores"], "scores")
+        if len(scores) > 100_000:
+            raise ValueError("scores must be an object of at most 100000 entries")
         return cls(
             key=TaskKey.parse(_text(fields["key"], 200)),
             examples=_count(fields["examples"], "examples"),
@@ -196,7 +200,7 @@ class Result:
             accelerator=_text(fields["accelerator"], 200),
             error=None if fields["error"] is None else _text(fields["error"], 2_000),
             detail=_text(fields["detail"], 20_000),
-            retryable=fields["retryable"] is True,
+            retryable=_flag(fields["retryable"], "retryable"),
         )
 
 
@@ -239,10 +243,27 @@ class Progress:
         return cls(key=key, phase=fields["phase"], metrics=_metrics(fields["metrics"]), **counts)
 
 
+def printable(text: str) -> str:
+    """A node's words as they may be shown and written down: no control characters, which a terminal would obey."""
+    return _UNPRINTABLE.sub("\ufffd", text)
+
+
 def _fields(value: Any, *names: str) -> dict[str, Any]:
     if not isinstance(value, dict) or set(value) != set(names):
         raise ValueError(f"expected an object with exactly {', '.join(names)}")
     return dict(value)
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be an object")
+    return value
+
+
+def _flag(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false")
+    return value
 
 
 def _count(value: Any, name: str) -> int:
@@ -252,7 +273,7 @@ def _count(value: Any, name: str) -> int:
 
 
 def _number(value: Any, name: str) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if type(value) not in (int, float) or not abs(value) < 2**1023:
         raise ValueError(f"{name} must be a finite number")
     return float(value)
 
@@ -260,7 +281,7 @@ def _number(value: Any, name: str) -> float:
 def _text(value: Any, longest: int) -> str:
     if not isinstance(value, str) or len(value) > longest:
         raise ValueError(f"expected a text of at most {longest} characters")
-    return value
+    return printable(value)
 
 
 def _metrics(value: Any) -> dict[str, float]:

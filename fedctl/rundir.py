@@ -13,11 +13,12 @@ import secrets
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fedctl.errors import StateError, UsageError
 from fedctl.records import Blob
@@ -80,6 +81,12 @@ class RunDir:
     def log(self, node: str) -> Path:
         return self.path / "logs" / f"{node}.log"
 
+    def sweep(self) -> None:
+        """Remove what a killed coordinator left half-written; only for the holder of the lock."""
+        for path in self.path.rglob("*"):
+            if ".tmp-" in path.name or path.name.endswith(".part"):
+                path.unlink(missing_ok=True)
+
     def facts(self) -> dict[str, Any]:
         """What `run.json` says; raises StateError when it is missing, damaged or of another version."""
         try:
@@ -118,13 +125,13 @@ class RunDir:
         """Hold the run; raises StateError, saying who holds it, when another process does."""
         with (self.path / "lock").open("a+") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _take(file)
             except OSError:
                 owner = self.owner()
                 raise StateError(
                     f"run {self.name} is held by process {owner.get('pid', '?')} of {owner.get('user', '?')} on "
                     f"{owner.get('host', '?')} since {owner.get('since', '?')}",
-                    hint=f"watch it with `fedctl status {self.name} --follow`, or end it with `fedctl stop {self.name}`",
+                    hint=f"`fedctl status {self.name} --follow` watches it, `fedctl stop {self.name}` ends it",
                 ) from None
             file.truncate(0)
             owner = {
@@ -243,6 +250,20 @@ def copy_atomically(source: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(source, temporary)
     temporary.rename(target)
+    temporary.unlink(missing_ok=True)  # renaming one link over another of the same file leaves both
+
+
+def _take(file: IO[str]) -> None:
+    """Lock a file at once, or nearly: whoever asks whether the run is alive holds it for a moment too."""
+    for tries_left in reversed(range(5)):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not tries_left:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _point_latest(path: Path) -> None:

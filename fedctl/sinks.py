@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from fedctl.events import Event
 from fedctl.records import Progress
@@ -23,7 +24,7 @@ class MetricsSink:
         at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         self._file.write(json.dumps({"at": at, **progress.to_json()}) + "\n")
 
-    def __enter__(self) -> "MetricsSink":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

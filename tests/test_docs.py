@@ -174,7 +174,7 @@ def steps(body: str) -> list[Step]:
 
 def pattern(line: str) -> re.Pattern[str]:
     """The line with free numbers, free blanks and `…` for anything."""
-    words = [re.sub(r"\d+", lambda _: r"\\d+", re.escape(word)).replace("…", ".*") for word in line.split()]
+    words = [re.sub(r"\d+", lambda _: r"\d+", re.escape(word)).replace("…", ".*") for word in line.split()]
     return re.compile(r"\s+".join(words))
 
 

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedctl.errors import ConfigError
-from fedctl.node.agent import write_whole
+from fedctl.node.agent import Run, key_of, write_whole
 from fedctl.node.trainers import TRAINERS, resolve
-from fedctl.records import Progress, Result, Task
+from fedctl.records import Progress, Result, Task, TaskKey
 
 PROGRESS_S = 0.2
 PROGRAMMING_ERRORS = (
@@ -53,28 +53,31 @@ class Reporter:
 
 
 def perform(folder: Path, *, threads: int) -> None:
-    """Do the task in that folder, unless it is done; `threads` is for torch where the task does not say."""
+    """Do the task in that folder unless it was begun before; `threads` is for torch where the task does not say."""
+    key = key_of(folder.name)
     with (folder / "lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if (folder / "result.json").exists():
-            return
-        write_whole(str(folder / "pid"), str(os.getpid()).encode())
-        with _output_to(folder / "train.log"):
-            result = _result_of(folder, threads)
-        write_whole(str(folder / "result.json"), json.dumps(result.to_json()).encode())
+        is_new = not (folder / "pid").exists() and not (folder / "result.json").exists()
+        if is_new:
+            write_whole(folder / "pid", str(os.getpid()).encode(), durable=False)
+        Run(folder.parent).unqueue(key)
+        if is_new:
+            with _output_to(folder / "train.log"):
+                result = _result_of(folder, TaskKey.parse(key), threads)
+            write_whole(folder / "result.json", json.dumps(result.to_json()).encode())
 
 
-def _result_of(folder: Path, threads: int) -> Result:
-    task = Task.from_json(json.loads((folder / "task.json").read_text()))
-    blobs = folder.parent.parent.parent / "blobs"
-    models = {label: blobs / blob.digest for label, blob in task.models.items()}
+def _result_of(folder: Path, key: TaskKey, threads: int) -> Result:
     try:
+        task = Task.from_json(json.loads((folder / "task.json").read_text()))
+        blobs = folder.parent.parent.parent / "blobs"
+        models = {label: blobs / blob.digest for label, blob in task.models.items()}
         trainer = resolve(TRAINERS["lightning"])
         return trainer(task, models, folder, Reporter(folder / "progress.jsonl"), task.threads or threads)
     except (KeyboardInterrupt, SystemExit, Exception) as error:  # whatever the user's code does, it is a result
         traceback.print_exc()
         return Result(
-            key=task.key,
+            key=key,
             error=explain(error),
             detail="".join(traceback.format_exception(error))[-8000:],
             retryable=not isinstance(error, (ConfigError, *PROGRAMMING_ERRORS)),

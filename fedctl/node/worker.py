@@ -5,6 +5,7 @@ once. It survives the agent and the coordinator, and leaves when it has been idl
 would not be safe (another platform, threads in the parent) its children are fresh interpreters instead.
 """
 
+import contextlib
 import fcntl
 import importlib
 import json
@@ -12,15 +13,15 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from fedctl.node.agent import Run, cpus, key_of
+from fedctl.node.agent import FOLDER, Run, cpus, key_of, kill_group, remove, write_whole
 
 LOOK_S = 1.0
 """How long a nudge may be missed before the worker looks at its queue by itself."""
@@ -41,9 +42,9 @@ def main(path: str) -> None:
     lock = _lock(folder / "worker.lock")
     if lock is None:
         return
-    (folder / "worker.pid").write_text(str(os.getpid()))
+    write_whole(folder / "worker.pid", str(os.getpid()).encode(), durable=False)
     spec = json.loads((folder / "worker.json").read_text())
-    pool = Pool(folder, spec)
+    pool = Pool(folder, spec, lock)
     # OpenBLAS starts its threads as NumPy is imported, and a process with threads cannot be forked safely.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for module in spec["preload"]:
@@ -54,12 +55,15 @@ def main(path: str) -> None:
 class Pool:
     """The queue's consumers."""
 
-    def __init__(self, folder: Path, spec: Mapping[str, Any]) -> None:
-        self.run = Run(str(folder))
+    def __init__(self, folder: Path, spec: Mapping[str, Any], lock: IO[bytes]) -> None:
+        self.run = Run(folder)
+        self.lock = lock
         self.folder = folder
         self.slots = spec["slots"] or cpus()
         self.idle_s = float(spec["idle_s"])
         self.children: dict[int, Child] = {}
+        self.deaths: dict[str, str] = {}
+        """Tasks whose process died and that have no result yet, with the reason."""
         self.nudges = _fifo(folder / "wake")
 
     def serve(self) -> None:
@@ -67,7 +71,8 @@ class Pool:
         active_at = time.monotonic()
         while True:
             self._dispatch()
-            if any(child.folder for child in self.children.values()):
+            self._report_deaths()
+            if self.deaths or any(child.folder for child in self.children.values()):
                 active_at = time.monotonic()
             elif time.monotonic() - active_at > self.idle_s:
                 break
@@ -76,18 +81,22 @@ class Pool:
             child.line.close()
 
     def _dispatch(self) -> None:
-        queue = self.folder / "queue"
-        for entry in sorted(os.listdir(queue)):
-            child = self._idle_child()
-            if child is None:
-                return
-            child.folder = entry.split("-", 1)[1]
-            try:
-                child.line.sendall(child.folder.encode() + b"\n")
-            except OSError:
-                self._bury(child)
-                continue
-            (queue / entry).unlink(missing_ok=True)
+        """Hand out what waits. The child takes a task out of the queue, so that none is lost with a worker."""
+        taken = {child.folder for child in self.children.values()} | self.deaths.keys()
+        for entry in sorted((self.folder / "queue").iterdir()):
+            folder = entry.name.partition("-")[2]
+            if not FOLDER.match(folder) or not (self.folder / folder).is_dir():
+                remove(entry)
+            elif folder not in taken:
+                child = self._idle_child()
+                if child is None:
+                    return
+                taken.add(folder)
+                child.folder = folder
+                try:
+                    child.line.sendall(folder.encode() + b"\n")
+                except OSError:
+                    self._bury(child)
 
     def _idle_child(self) -> Child | None:
         for child in self.children.values():
@@ -95,7 +104,8 @@ class Pool:
                 return child
         if len(self.children) >= self.slots:
             return None
-        child = _start_child(self.folder, self.slots, [c.line for c in self.children.values()])
+        inherited = [self.lock.fileno(), self.nudges, *self.children]
+        child = _start_child(self.folder, self.slots, inherited)
         self.children[child.line.fileno()] = child
         return child
 
@@ -119,54 +129,74 @@ class Pool:
         """A child died: the task that it held has failed."""
         del self.children[child.line.fileno()]
         child.line.close()
+        kill_group(child.pid)  # processes that it forked share its lock and would keep it
         _, status = os.waitpid(child.pid, 0)
         if child.folder is None:
             return
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
-            why = f"was killed by {signal.Signals(number).name}"
+            name = next((known.name for known in signal.Signals if known == number), f"signal {number}")
+            why = f"was killed by {name}"
             if number == signal.SIGKILL:
                 why += " (out of memory, or by hand)"
         else:
             why = f"ended with status {os.WEXITSTATUS(status)}"
-        self.run.fail(key_of(child.folder), f"the process {why}", True)
+        self.deaths[child.folder] = f"the process {why}"
+
+    def _report_deaths(self) -> None:
+        for folder, why in list(self.deaths.items()):
+            path = self.folder / folder
+            if self.run.fail(key_of(folder), why, retryable=True) or (path / "result.json").exists():
+                del self.deaths[folder]
 
 
 def child_main(folder: str, slots: int, descriptor: int) -> None:
     """Do the tasks whose folders arrive on the socket, until it closes."""
     from fedctl.node.task import perform
 
-    os.setpgid(0, 0)
     line = socket.socket(fileno=descriptor)
     threads = max(1, cpus() // slots)
-    with line.makefile("r") as names:
+    mine = Path(folder, "children", str(os.getpid()))
+    with mine.open("w") as lock, line.makefile("r") as names:
+        lock.write(mine.name)
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
         for name in names:
             perform(Path(folder) / name.strip(), threads=threads)
             try:
                 line.sendall(b".")
             except OSError:
-                return
+                break
+        mine.unlink()
 
 
-def _start_child(folder: Path, slots: int, others: list[socket.socket]) -> Child:
+def _start_child(folder: Path, slots: int, inherited: Sequence[int]) -> Child:
+    """A child leads a group of its own and keeps none of the `inherited` descriptors: not the worker's lock above all."""
     ours, theirs = socket.socketpair()
     if _fork_is_safe():
         pid = os.fork()
         if pid == 0:
+            status = 1
             try:
-                ours.close()
-                for other in others:
-                    other.close()
+                os.setpgid(0, 0)
+                for descriptor in (ours.detach(), *inherited):
+                    os.close(descriptor)
                 child_main(str(folder), slots, theirs.detach())
+                status = 0
+            except BaseException:  # a fork must never return into its parent's code
+                traceback.print_exc()
             finally:
-                os._exit(0)
+                os._exit(status)
+        with contextlib.suppress(OSError):  # the child may have done it, or be gone
+            os.setpgid(pid, pid)
     else:
         os.set_inheritable(theirs.fileno(), True)
         code = (
             f"import sys; sys.path[0:1] = {sys.path[:2]!r}; from fedctl.node.worker import child_main; "
             f"child_main({str(folder)!r}, {slots}, {theirs.fileno()})"
         )
-        pid = subprocess.Popen([sys.executable, "-c", code], close_fds=True, pass_fds=[theirs.fileno()]).pid
+        # A Popen that is forgotten reaps its process by itself, and the status would be lost.
+        pid = os.posix_spawn(sys.executable, [sys.executable, "-c", code], os.environ, setpgroup=0)
     theirs.close()
     return Child(pid=pid, line=ours)
 
@@ -174,7 +204,7 @@ def _start_child(folder: Path, slots: int, others: list[socket.socket]) -> Child
 def _fork_is_safe() -> bool:
     """A process with threads may hold locks that its fork would wait for in vain; only Linux lets us count them."""
     try:
-        return len(os.listdir("/proc/self/task")) == 1
+        return len(list(Path("/proc/self/task").iterdir())) == 1
     except OSError:
         return False
 
@@ -191,7 +221,7 @@ def _lock(path: Path) -> IO[bytes] | None:
     for _ in range(40):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             time.sleep(0.05)
         else:
             return file

@@ -85,7 +85,7 @@ def _what_if(request: Request, run: RunDir) -> AggregateReport:
     weights = _numbers(request.weights)
     if weights is None and build(strategy, folder=federation.folder).weighted:
         examples = _examples(run, number)
-        weights = [float(examples[name]) for name in names]
+        weights = [float(examples[name]) for name in names] if any(examples[name] for name in names) else None
     output = request.output or run.round(number) / f"what-if-{strategy.name.replace(':', '.')}.safetensors"
     report = aggregate_files(
         [run.update(number, name) for name in names],
@@ -93,6 +93,7 @@ def _what_if(request: Request, run: RunDir) -> AggregateReport:
         strategy=strategy,
         weights=weights,
         model=run.round_model(number - 1),
+        memory=memory if (memory := run.memory(number - 1)).exists() and strategy == federation.strategy else None,
         force=request.force or request.output is None,
     )
     contributors = tuple(replace(c, name=Path(c.name).stem) for c in report.contributors)

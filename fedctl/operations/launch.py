@@ -22,6 +22,7 @@ from fedctl.rundir import RunDir
 from fedctl.sinks import MetricsSink
 from fedctl.state import RunState, fold
 from fedctl.strategies import build
+from fedctl.transports import transport_to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,8 @@ def launch(
     if name is not None:
         rundir.check_name(name)
     build(federation.strategy, folder=federation.folder)
+    for node in federation.nodes:
+        transport_to(node)
     name = name or rundir.new_name(federation.name, datetime.now(UTC), federation.folder)
     run = rundir.create(
         federation.folder,
@@ -145,7 +148,6 @@ def _coordinate(federation: Federation, run: RunDir, *, hold: bool, sinks: Seque
             ).run()
             if state.status != "held":
                 _tidy(hosts)
-            return state
         except OSError as error:
             raise StateError(
                 f"cannot write the run: {error.strerror}: {error.filename or run.path}",
@@ -153,6 +155,7 @@ def _coordinate(federation: Federation, run: RunDir, *, hold: bool, sinks: Seque
             ) from error
         finally:
             hosts.close()
+    return state
 
 
 def _tidy(hosts: Hosts) -> None:
@@ -179,7 +182,7 @@ def _leaving_on_signals(name: str) -> Iterator[None]:
         yield
         return
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def leave(_number: int, _frame: FrameType | None) -> None:
         raise Interrupted(
             f"left run {name}; what its nodes were doing goes on without this coordinator",
             hint=f"`fedctl launch --resume {name}` takes it up again, `fedctl stop {name}` ends it on the nodes",

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 
 from fedctl.errors import NodeError
@@ -15,11 +17,21 @@ class LocalProcess:
     """A subprocess; its stderr goes to an unnamed file, so that it can never fill a pipe that nobody reads."""
 
     def __init__(self, argv: Sequence[str], home: str | None) -> None:
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
-        self._process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, start_new_session=True,
-            env={**os.environ, "FEDCTL_HOME": home} if home else None,
-        )
+        self._said: str | None = None
+        self._ending = threading.Lock()
+        self._stderr = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (closed with the process)
+        try:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                start_new_session=True,
+                env={**os.environ, "FEDCTL_HOME": home} if home else None,
+            )
+        except OSError:
+            self._stderr.close()
+            raise
 
     def write(self, data: bytes) -> None:
         assert self._process.stdin
@@ -32,25 +44,41 @@ class LocalProcess:
             self._process.stdin.close()
 
     def read(self, size: int) -> bytes:
-        assert self._process.stdout
-        return self._process.stdout.read(size)
+        stdout = self._process.stdout
+        assert stdout
+        data = b"" if stdout.closed else stdout.read(size)
+        if len(data) < size:
+            stdout.close()
+        return data
 
     def errors(self) -> str:
-        self._stderr.seek(0, 2)
-        self._stderr.seek(max(0, self._stderr.tell() - ERRORS_KEPT))
-        return self._stderr.read().decode(errors="replace")
+        with self._ending:
+            return self._tail() if self._said is None else self._said
 
     def wait(self) -> int:
-        return self._process.wait()
+        status = self._process.wait()
+        with self._ending:
+            if self._said is None:
+                self._said = self._tail()
+                self._stderr.close()
+        return status
 
     def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        if self._process.poll() is None:
+            with contextlib.suppress(OSError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self.wait()
         self.close_stdin()
+
+    def _tail(self) -> str:
+        """Read without moving the file's position, which is the command's too."""
+        descriptor = self._stderr.fileno()
+        begin = max(0, os.fstat(descriptor).st_size - ERRORS_KEPT)
+        return os.pread(descriptor, ERRORS_KEPT, begin).decode(errors="replace")
 
 
 class LocalTransport:
-    """This machine, as the user who runs the coordinator; `home` is another place than ~/.fedctl for the node's files."""
+    """This machine, as the user who runs the coordinator; `home` is where the node's files go, else ~/.fedctl."""
 
     def __init__(self, home: str | None = None) -> None:
         self._home = home

@@ -1,7 +1,7 @@
 """A world for whole runs: nodes that train nothing, on a clock of their own, while coordinators come and go.
 
-`World` is what outlives a coordinator: the nodes' tasks, each done at most once, and the time. `FakeHost` is one node as
-the coordinator sees it. Everything else of a run is real: plan, journal, files, strategy.
+`World` is what outlives a coordinator: the nodes' tasks, each done at most once, and the time. `FakeHost` is one node
+as the coordinator sees it. Everything else of a run is real: plan, journal, files, strategy.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from fedctl.hosts import Done
 from fedctl.journal import Journal
 from fedctl.records import COORDINATOR, Blob, Progress, Result, Score, Task, TaskKey
 from fedctl.rundir import RunDir
-from fedctl.state import RunState
+from fedctl.state import RunState, fold
 from fedctl.strategies import build
 from tests.unit.runs import START
 
@@ -45,7 +45,11 @@ class Work:
 
 @dataclass
 class World:
-    """Nodes by the names in tasks; `jitter` seeds how late each answer comes, in real milliseconds."""
+    """Nodes by the names in tasks.
+
+    `slow` has the seconds, of the world's clock, that a node's training takes; `broken` the updates with a NaN in them;
+    `jitter` seeds how late each answer comes, in a few real milliseconds.
+    """
 
     folder: Path
     jitter: int | None = None
@@ -78,7 +82,8 @@ class World:
             if task.key not in self.works:
                 self.done.append(task.key)
                 work = self._worked(task, models)
-                work.ready_at = self.now + timedelta(seconds=self.slow.get(task.key.node, 0))
+                if task.key.kind == "train":
+                    work.ready_at = self.now + timedelta(seconds=self.slow.get(task.key.node, 0))
                 self.works[task.key] = work
             return self.works[task.key]
 
@@ -308,6 +313,11 @@ class Scene:
         except Killed:
             return True
         return False
+
+    @property
+    def state(self) -> RunState:
+        """What the journal alone says."""
+        return fold(self.events)
 
     @property
     def events(self) -> list[Event]:

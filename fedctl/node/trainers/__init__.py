@@ -30,4 +30,4 @@ TRAINERS: Mapping[str, str] = {
 def resolve(target: str) -> Trainer:
     """Import a trainer from its `module:name`."""
     module, _, name = target.partition(":")
-    return cast(Trainer, getattr(importlib.import_module(module), name))
+    return cast("Trainer", getattr(importlib.import_module(module), name))

@@ -127,7 +127,7 @@ def _prepare(task: Task, folder: Path, report: Report, phase: Literal["training"
         not options.keys() & {"limit_val_batches", "val_check_interval", "check_val_every_n_epoch"}
         and phase == "training"
     ):
-        # The global model is validated in tasks of its own; validating the local one at every epoch would double the work.
+        # The global model is validated in tasks of its own; validating the local one too would double the work.
         options["limit_val_batches"] = 0
     options["callbacks"] = [*options.get("callbacks", ()), callback]
     with warnings.catch_warnings():
@@ -150,7 +150,7 @@ def _callback(lightning: Any, task: Task, report: Report, phase: Literal["traini
             self.examples = 0
             """Examples of one pass over the data: those of the first epoch."""
 
-        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        def on_train_batch_end(self, trainer: Any, _module: Any, _outputs: Any, batch: Any, index: int) -> None:
             if trainer.current_epoch == 0:
                 self.examples += count(batch)
             steps = trainer.num_training_batches
@@ -167,7 +167,7 @@ def _callback(lightning: Any, task: Task, report: Report, phase: Literal["traini
             )
 
         def on_validation_batch_end(
-            self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int, dataloader_idx: int = 0
+            self, _trainer: Any, _module: Any, _outputs: Any, batch: Any, index: int, _dataloader: int = 0
         ) -> None:
             if phase == "evaluating":
                 self.examples += count(batch)

@@ -1,0 +1,5 @@
+"""`python -m fedctl` is `fedctl`."""
+
+from fedctl.cli import main
+
+main()
