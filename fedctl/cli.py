@@ -21,6 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode=None,  # rich's help costs three times the start of the whole program
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -82,7 +83,10 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Make a ready-to-run folder: fed.yaml, model.py, data.py, README.md."""
+    """Make a ready-to-run folder from a template.
+
+    It holds fed.yaml, model.py, data.py and a README.md that says what to expect. Nothing is overwritten without --force.
+    """
     from fedctl import scaffold
     from fedctl.views import results
 
@@ -95,9 +99,10 @@ def init(
 
 @app.command()
 def check(file: FileOption = FED_YAML, json: JsonOption = False) -> None:
-    """Look before you launch: is every node reachable and fit, and can your code be used?
+    """See that every node and your code are ready; change nothing.
 
-    A row a node: reach, Python, packages, memory, disk, clock. Each failure comes with its remedy. Changes nothing.
+    Looks at reach, Python, packages, memory, disk and clock of each node, and builds your model once in a folder that is
+    then removed. Each failure comes with its remedy.
     """
     from fedctl.operations.check import check as operation
     from fedctl.views import results
@@ -124,7 +129,9 @@ def launch(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Run the federation, with a live dashboard on a terminal and a line an event elsewhere.
+    """Run a federation, with a live dashboard.
+
+    In a pipe or in CI it prints a line an event instead.
 
     Ctrl-C leaves: the nodes finish what they are doing, and `fedctl launch --resume RUN` goes on from there.
     """
@@ -154,7 +161,10 @@ def status(
     file: FileOption = FED_YAML,
     json: JsonOption = False,
 ) -> None:
-    """Show where a run stands, from its journal alone: while it runs, after it, and after a crash."""
+    """Show where a run stands: during it, after it, after a crash.
+
+    Reads the run's journal alone, so it works from any terminal and disturbs nothing.
+    """
     from fedctl.operations.status import follow as followed
     from fedctl.operations.status import status as operation
     from fedctl.views import results
@@ -175,7 +185,10 @@ def logs(
     file: FileOption = FED_YAML,
     json: JsonOption = False,
 ) -> None:
-    """Print a node's training log: what your code printed there, and its traceback where it failed."""
+    """Print a node's training log.
+
+    That is what your code and Lightning printed there, and the traceback where it failed; the newest task's by default.
+    """
     from fedctl.operations.runs import log
     from fedctl.views import results
 
@@ -184,7 +197,10 @@ def logs(
 
 @app.command()
 def stop(run: RunArgument = None, file: FileOption = FED_YAML, json: JsonOption = False) -> None:
-    """Stop a run: its coordinator, then its workers on every node. `launch --resume` takes it up again."""
+    """Stop a run: its coordinator, then its workers.
+
+    Nothing is lost that had been gathered; `fedctl launch --resume RUN` takes it up again.
+    """
     from fedctl.operations.runs import stop as operation
     from fedctl.views import results
 
@@ -193,7 +209,10 @@ def stop(run: RunArgument = None, file: FileOption = FED_YAML, json: JsonOption 
 
 @app.command()
 def clean(run: RunArgument = None, file: FileOption = FED_YAML, json: JsonOption = False) -> None:
-    """Remove what a run left, here and on its nodes. Its models go with it: copy what you want to keep."""
+    """Remove what a run left, here and on its nodes.
+
+    Its models go with it: copy what you want to keep.
+    """
     from fedctl.operations.runs import clean as operation
     from fedctl.views import results
 
@@ -228,7 +247,7 @@ def aggregate(
     file: FileOption = FED_YAML,
     json: JsonOption = False,
 ) -> None:
-    """Average what was gathered: over a run's updates, or over any files of weights.
+    """Average a run's updates, or any files of weights.
 
     Over a run it is a what-if beside it, with any strategy, until `--commit` makes it the next model of a run that
     `launch --hold` left waiting. Over files no run is needed.

@@ -151,6 +151,8 @@ def run_folder(tmp_path):
     return tmp_path
 
 
+# Typer itself loads pydantic once a command has options to read; that we ask for none of it shows in the imports of the
+# modules that `status` needs.
 HEAVY = {"torch", "paramiko", "numpy", "pytorch_lightning", "lightning", "safetensors"}
 
 
@@ -174,8 +176,9 @@ def command(*argv: str) -> str:
         ("import fedctl.cli", {*HEAVY, "pydantic", "yaml"}),
         (command("--help"), {*HEAVY, "pydantic", "yaml"}),
         (command("--version"), {*HEAVY, "pydantic", "yaml"}),
-        (command("status"), {*HEAVY, "pydantic", "yaml"}),
-        (command("status", "--json"), {*HEAVY, "pydantic", "yaml"}),
+        (command("status"), {*HEAVY, "yaml"}),
+        (command("status", "--json"), {*HEAVY, "yaml"}),
+        ("import fedctl.operations.status, fedctl.views.results", {*HEAVY, "pydantic", "yaml"}),
         (command("init", "--list"), HEAVY),
         (command("init", "demo"), HEAVY),
         ("import fedctl.plan, fedctl.report", {*HEAVY, "pydantic", "yaml", "rich"}),

@@ -32,7 +32,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 TEMPLATES = sorted((ROOT / "templates").glob("*/README.md"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CLI = typer.main.get_command(app)
-PATIENCE_S = 90
+PATIENCE_S = 240
 
 
 def names(paths):
@@ -259,6 +259,7 @@ def section(page: str, heading: str) -> str:
     return re.split(rf"^{heading}\n", (ROOT / page).read_text(), flags=re.MULTILINE)[1].split("\n## ")[0]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "text",
     [

@@ -246,10 +246,10 @@ class Run:
 
     def start_worker(self, home: Path, spec: Header) -> bool:
         """Start a detached worker unless one lives; returns whether one was started."""
-        if self.worker_lives():
-            return False
         if not DIGEST.match(spec["bundle"]):
             raise Refused(f"not a digest: {spec['bundle']!r}")
+        if self.worker_lives():
+            return False
         write_whole(self.path / "worker.json", json.dumps(spec).encode(), durable=False)
         bundle = home / "bundle" / spec["bundle"]
         paths = [str(bundle / "project"), str(bundle)]

@@ -171,7 +171,7 @@ def child_main(folder: str, slots: int, descriptor: int) -> None:
 
 
 def _start_child(folder: Path, slots: int, inherited: Sequence[int]) -> Child:
-    """A child leads a group of its own and keeps none of the `inherited` descriptors: not the worker's lock above all."""
+    """A child leads a group of its own; what it inherits of the worker, its lock above all, it closes."""
     ours, theirs = socket.socketpair()
     if _fork_is_safe():
         pid = os.fork()

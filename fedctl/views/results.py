@@ -15,6 +15,8 @@ from fedctl.views.show import note, show_json, show_pairs, show_rows, show_statu
 from fedctl.views.text import printable, size
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
     from fedctl.aggregation import AggregateReport
     from fedctl.operations.aggregate import Committed
     from fedctl.operations.check import Checked, Finding
@@ -148,9 +150,7 @@ def aggregated(done: "AggregateReport | Committed", *, as_json: bool) -> None:
     if as_json:
         show_json(_plain_value(done))
         return
-    from fedctl.operations.aggregate import Committed
-
-    if isinstance(done, Committed):
+    if _is_committed(done):
         note(f"round {done.round} of run {done.run} is closed: {done.strategy} of {', '.join(done.contributors)}")
         note(f"go on with `fedctl launch --resume {done.run}`")
     else:
@@ -160,6 +160,11 @@ def aggregated(done: "AggregateReport | Committed", *, as_json: bool) -> None:
         ]
         show_rows(["CONTRIBUTOR", "WEIGHT", "DISTANCE FROM THE RESULT"], rows)
         note(f"{done.strategy} of {len(rows)}: {done.output}, {done.parameters:,} parameters, {size(done.blob.size)}")
+
+
+def _is_committed(done: "AggregateReport | Committed") -> "TypeIs[Committed]":
+    """Views import no operations: what came of one is known by what it has."""
+    return hasattr(done, "round")
 
 
 def _word(finding: "Finding") -> str:

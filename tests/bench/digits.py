@@ -52,7 +52,7 @@ class Workshop:
     """Use it as a context manager; everything in it is removed at the end."""
 
     path: Path = field(default_factory=Path)
-    _runs: dict[tuple[int, int], Path] = field(default_factory=dict)
+    _runs: dict[tuple[int, int, int], Path] = field(default_factory=dict)
     _made: int = 0
     _exits: ExitStack = field(default_factory=ExitStack)
 
@@ -77,13 +77,13 @@ class Workshop:
         """Nodes that nobody has used yet."""
         return {**os.environ, "FEDCTL_HOME": str(folder / "nodes"), "PYTHONPATH": str(ROOT)}
 
-    def finished(self, nodes: int, rounds: int) -> Path:
-        """The folder of a federation whose run `bench` has finished; made at the first call."""
-        if (nodes, rounds) not in self._runs:
+    def finished(self, nodes: int, rounds: int, *, again: int = 0) -> Path:
+        """The folder of a federation whose run `bench` has finished; made at the first call for each `again`."""
+        if (nodes, rounds, again) not in self._runs:
             folder = self.folder(nodes, rounds)
             run([*FEDCTL, "launch", "--run", "bench"], cwd=folder, env=self.environment(folder))
-            self._runs[nodes, rounds] = folder
-        return self._runs[nodes, rounds]
+            self._runs[nodes, rounds, again] = folder
+        return self._runs[nodes, rounds, again]
 
     def cpu_of_a_run(self, nodes: int, rounds: int) -> tuple[float, Path]:
         """The CPU seconds of a whole run, and its folder."""

@@ -6,13 +6,16 @@ validation of the last model (which runs beside the training, in the same slots)
 """
 
 import os
-from typing import Any
 
 from fedctl.events import Event, ModelEvaluated, RoundAggregated, RoundOpened, UpdateReceived
 from tests.bench.digits import Workshop, journal
 from tests.bench.measure import Row, median, shown, slope
 
+Costs = list[dict[str, float]]
+
 NODES = (4, 8, 12)
+TIMES = 2
+"""Runs of each size, in turns; the quieter one counts, for a load that comes during one of them bends the growth."""
 ROUNDS = 12
 WARM = 3
 """The first round that counts: by then every slot has its process and every process its data."""
@@ -20,8 +23,12 @@ WARM = 3
 
 def rounds(workshop: Workshop) -> list[Row]:
     slots = len(os.sched_getaffinity(0))
-    costs = {nodes: _costs(journal(workshop.finished(nodes, ROUNDS)), slots) for nodes in NODES}
-    overheads = {nodes: median(cost["overhead"] for cost in found) for nodes, found in costs.items()}
+    runs: dict[int, list[Costs]] = {nodes: [] for nodes in NODES}
+    for again in range(TIMES):
+        for nodes in NODES:
+            runs[nodes].append(_costs(journal(workshop.finished(nodes, ROUNDS, again=again)), slots))
+    costs = {nodes: min(found, key=_overhead) for nodes, found in runs.items()}
+    overheads = {nodes: _overhead(found) for nodes, found in costs.items()}
     fewest = costs[NODES[0]]
     typical = {part: shown(median(cost[part] for cost in fewest), "s") for part in fewest[0]}
     return [
@@ -31,7 +38,7 @@ def rounds(workshop: Workshop) -> list[Row]:
             unit="s",
             at_most=0.25,
             beside=f"{typical['fit']} of training in {typical['round']}; validating takes {typical['validate']}",
-            details={"slots": slots, "rounds": fewest},
+            details={"slots": slots, "rounds": runs[NODES[0]]},
         ),
         Row(
             name="round: growth a node",
@@ -40,12 +47,16 @@ def rounds(workshop: Workshop) -> list[Row]:
             at_most=15,
             beside="overhead "
             + ", ".join(f"{shown(seconds, 's')} with {nodes}" for nodes, seconds in overheads.items()),
-            details={"slots": slots, "rounds": costs},
+            details={"slots": slots, "rounds": runs},
         ),
     ]
 
 
-def _costs(events: list[Event], slots: int) -> list[dict[str, Any]]:
+def _overhead(costs: Costs) -> float:
+    return median(cost["overhead"] for cost in costs)
+
+
+def _costs(events: list[Event], slots: int) -> Costs:
     """The seconds of each warm round: its own, and those of training and validating, shared among the slots."""
     opened = {event.round: event.at for event in events if isinstance(event, RoundOpened)}
     closed = {event.round: event.at for event in events if isinstance(event, RoundAggregated)}

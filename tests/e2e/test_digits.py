@@ -98,7 +98,7 @@ def test_killed_at_once_and_resumed_it_gives_the_same_bits(finished):
     assert finished.json("status", "wild")["state"] == "running"
     finished.wait_for(lambda events: count(events, "UpdateReceived") >= 1, "wild")
     killed.kill()
-    killed.wait()
+    killed.communicate()
     assert finished.json("status", "wild")["state"] == "interrupted"
     assert "fedctl launch --resume wild" in finished.fedctl("status", "wild").stdout
 

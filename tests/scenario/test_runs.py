@@ -27,7 +27,7 @@ from fedctl.rounds import close_round
 from fedctl.rundir import digest
 from fedctl.strategies import build
 from fedctl.weights import Weights, read_file
-from tests.scenario.world import Scene, Watch, Work, federation, of_kind
+from tests.scenario.world import Killed, Scene, Watch, Work, federation, of_kind
 
 HOUR = 3600.0
 three = ("alice", "bob", "carol")
@@ -185,25 +185,26 @@ def test_a_first_model_that_fails_to_come_is_tried_again(tmp_path):
     assert [k.attempt for k in scene.world.keys("initialize")] == [2]
 
 
-def late_after_two(scene):
-    """An hour goes by once two updates of round 1 are in."""
+def two_are_in(scene, then):
+    """Does `then` once alice and bob have answered in round 1 and carol is at work."""
+    wanted = {(UpdateReceived, "alice"), (UpdateReceived, "bob"), (TaskStarted, "carol")}
 
     def at(event):
-        if isinstance(event, UpdateReceived) and event.task.round == 1 and len(scene.updates) == 2:
-            scene.world.slow.clear()
-            scene.world.pass_time(HOUR)
+        if isinstance(event, UpdateReceived | TaskStarted) and event.task == TaskKey(round=1, node=event.task.node):
+            wanted.discard((type(event), event.task.node))
+            if not wanted and scene.world.slow:
+                scene.world.slow.clear()
+                then()
 
     return Watch(at)
 
 
-class Timed(Scene):
-    @property
-    def updates(self):
-        return of_kind(self.events, UpdateReceived)
+def late_after_two(scene):
+    return two_are_in(scene, lambda: scene.world.pass_time(HOUR))
 
 
 def test_past_the_deadline_a_slow_node_is_cancelled_and_the_round_closes(tmp_path):
-    scene = Timed(tmp_path, federation(*three, quorum=2, deadline_s=600.0))
+    scene = Scene(tmp_path, federation(*three, quorum=2, deadline_s=600.0))
     scene.world.slow["carol"] = 24 * HOUR
     state = scene.go(late_after_two(scene))
     assert state.status == "finished"
@@ -214,7 +215,7 @@ def test_past_the_deadline_a_slow_node_is_cancelled_and_the_round_closes(tmp_pat
 
 
 def test_past_the_deadline_without_a_quorum_the_run_fails_and_says_who(tmp_path):
-    scene = Timed(tmp_path, federation(*three, rounds=1, quorum=3, deadline_s=600.0))
+    scene = Scene(tmp_path, federation(*three, rounds=1, quorum=3, deadline_s=600.0))
     scene.world.slow["carol"] = 24 * HOUR
     state = scene.go(late_after_two(scene))
     assert state.status == "failed"
@@ -224,19 +225,13 @@ def test_past_the_deadline_without_a_quorum_the_run_fails_and_says_who(tmp_path)
 
 def test_what_a_node_finished_while_no_coordinator_was_there_is_taken(tmp_path):
     """The night between the death and the resume is not the node's delay."""
-    scene = Timed(tmp_path, federation(*three, rounds=1, quorum=3, deadline_s=600.0))
+    scene = Scene(tmp_path, federation(*three, rounds=1, quorum=3, deadline_s=600.0))
     scene.world.slow["carol"] = HOUR
 
-    class Gone(BaseException):
-        pass
+    def die():
+        raise Killed
 
-    def at(event):
-        if isinstance(event, UpdateReceived) and len(scene.updates) == 2:
-            raise Gone
-
-    with pytest.raises(Gone):
-        scene.go(Watch(at))
-    scene.world.slow.clear()
+    assert scene.dies(two_are_in(scene, die))
     scene.world.pass_time(12 * HOUR)
     state = scene.go()
     assert state.history[0].contributors == three

@@ -307,8 +307,7 @@ def test_a_resume_makes_every_node_ready_anew_and_keeps_what_was_answered():
     story.trained(1, "carol")
     before = story.state
     story.now += timedelta(hours=1)
-    story.events.append(replace(story.events[0], at=story.now))
-    state = story.state
+    state = apply(before, replace(story.events[0], at=story.now))
     assert {node.status for node in state.nodes.values()} == {"new"}
     assert {node.task for node in state.nodes.values()} == {None}
     assert state.open == before.open, "answers, attempts and their budget"

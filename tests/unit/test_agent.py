@@ -1,0 +1,561 @@
+import ast
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedctl.node import agent
+from fedctl.node.agent import Agent, Blobs, Refused, Run, encode_frame, is_held, key_of, kill_holder, read_frame
+
+SOURCE = Path(agent.__file__)
+DATA = bytes(range(256)) * 40
+DIGEST = hashlib.sha256(DATA).hexdigest()
+KEY = "r0001/alice/a1"
+TASK = {"key": KEY, "models": {}}
+
+
+def frames(content):
+    return read_frame(io.BytesIO(content).read)
+
+
+class TestFrames:
+    @given(header=st.dictionaries(st.text(), st.none() | st.integers() | st.text()), body=st.binary(max_size=300))
+    def test_a_frame_comes_back(self, header, body):
+        assert frames(encode_frame(header, body) + b"more") == (header, body)
+
+    @given(content=st.binary(max_size=100))
+    def test_garbage_is_a_valueerror_or_the_end(self, content):
+        with contextlib.suppress(ValueError):
+            assert frames(content) is None
+
+    @given(head=st.binary(max_size=60), body=st.binary(max_size=20), cut=st.integers(0, 80))
+    def test_a_frame_around_garbage_is_read_or_a_valueerror(self, head, body, cut):
+        content = struct.pack(">II", len(head), len(body)) + head + body
+        with contextlib.suppress(ValueError):
+            found = frames(content[:cut])
+            assert found is None or isinstance(found[0], dict)
+
+    @pytest.mark.parametrize("size", [1, 7, 8, 9, 20, 29])
+    def test_a_frame_that_is_cut_off_is_a_valueerror(self, size):
+        whole = encode_frame({"op": "hello"}, b"0123456789")
+        with pytest.raises(ValueError, match="cut off"):
+            frames(whole[:size])
+
+    def test_the_end_is_none(self):
+        assert frames(b"") is None
+
+    @pytest.mark.parametrize("lengths", [(agent.LONGEST_HEADER + 1, 0), (2, agent.LONGEST_BODY + 1), (2**32 - 1, 0)])
+    def test_a_claim_that_is_too_long_is_refused_before_it_is_read(self, lengths):
+        asked = []
+
+        def read(size):
+            asked.append(size)
+            return struct.pack(">II", *lengths)
+
+        with pytest.raises(ValueError, match="claims"):
+            read_frame(read)
+        assert asked == [8]
+
+    @pytest.mark.parametrize("head", [b"", b"[]", b"5", b"{", b"\xff", b"[" * 200_000, b'{"a":' * 100_000, b"9" * 9999])
+    def test_a_header_that_is_no_object_is_a_valueerror(self, head):
+        with pytest.raises(ValueError):
+            frames(struct.pack(">II", len(head), 0) + head)
+
+
+class TestBlobs:
+    @pytest.fixture
+    def blobs(self, tmp_path):
+        return Blobs(tmp_path / "blobs")
+
+    @pytest.mark.parametrize("cut", [0, 1, 1000, len(DATA) - 1])
+    def test_a_blob_goes_on_where_it_broke(self, blobs, cut):
+        assert blobs.stat(DIGEST) == {"whole": False, "size": 0}
+        assert blobs.put(DIGEST, len(DATA), 0, DATA[:cut]) == {"whole": False, "size": cut}
+        again = Blobs(blobs.folder)
+        assert again.stat(DIGEST) == {"whole": False, "size": cut}
+        assert again.put(DIGEST, len(DATA), cut, DATA[cut:]) == {"whole": True, "size": len(DATA)}
+        assert again.stat(DIGEST) == {"whole": True, "size": len(DATA)}
+        assert again.path(DIGEST).read_bytes() == DATA
+        assert [path.name for path in blobs.folder.iterdir()] == [DIGEST]
+
+    def test_an_empty_blob_is_whole_after_an_empty_put(self, blobs):
+        empty = hashlib.sha256(b"").hexdigest()
+        assert blobs.put(empty, 0, 0, b"") == {"whole": True, "size": 0}
+
+    def test_a_blob_that_is_there_is_not_touched(self, blobs):
+        blobs.put(DIGEST, len(DATA), 0, DATA)
+        assert blobs.put(DIGEST, len(DATA), 0, b"other") == {"whole": True, "size": len(DATA)}
+        assert blobs.path(DIGEST).read_bytes() == DATA
+
+    def test_a_gap_is_refused(self, blobs):
+        with pytest.raises(Refused, match="past the 0 bytes"):
+            blobs.put(DIGEST, len(DATA), 5, DATA[5:])
+
+    def test_wrong_bytes_are_refused_and_forgotten(self, blobs):
+        with pytest.raises(Refused, match="are not those of"):
+            blobs.put(DIGEST, len(DATA), 0, DATA[:-1] + b"!")
+        assert blobs.stat(DIGEST) == {"whole": False, "size": 0}
+
+    @pytest.mark.parametrize("poison", [b"poison", DATA + b"more"])
+    def test_a_poisoned_part_costs_one_refusal(self, blobs, poison):
+        blobs.folder.mkdir()
+        blobs.part(DIGEST).write_bytes(poison)
+        have = min(blobs.stat(DIGEST)["size"], len(DATA))
+        with pytest.raises(Refused):
+            blobs.put(DIGEST, len(DATA), have, DATA[have:])
+        assert blobs.put(DIGEST, len(DATA), 0, DATA)["whole"]
+
+    def test_two_senders_of_one_blob_do_not_cut_each_others_bytes_off(self, blobs):
+        blobs.put(DIGEST, len(DATA), 0, DATA[:5000])
+        blobs.put(DIGEST, len(DATA), 0, DATA[:100])
+        blobs.put(DIGEST, len(DATA), 5000, DATA[5000:])
+        blobs.put(DIGEST, len(DATA), 100, DATA[100:200])
+        assert blobs.path(DIGEST).read_bytes() == DATA
+
+    @pytest.mark.parametrize("digest", ["", "../x", "AB" * 32, DIGEST + "\n", DIGEST[:-1], None, 5, [DIGEST]])
+    def test_what_is_no_digest_is_refused(self, blobs, digest):
+        for call in (blobs.stat, blobs.remove):
+            with pytest.raises(Refused, match="not a digest"):
+                call(digest)
+        with pytest.raises(Refused):
+            blobs.put(digest, 1, 0, b"x")
+
+
+class TestRun:
+    def test_the_same_run_is_found_again(self, tmp_path):
+        assert (
+            Run.claim(tmp_path, "one", "aaaa").path == Run.claim(tmp_path, "one", "aaaa").path == tmp_path / "runs/one"
+        )
+
+    def test_two_runs_of_one_name_get_two_folders(self, tmp_path):
+        paths = [Run.claim(tmp_path, "one", identity).path for identity in ("aaaa", "bbbb", "cccc", "aaaa")]
+        assert len(set(paths)) == 3
+        assert paths[0] == paths[3]
+        assert {path.name for path in (tmp_path / "runs").iterdir()} == {path.name for path in paths}
+
+    def test_two_machines_with_one_home_get_two_folders(self, tmp_path, monkeypatch):
+        here = Run.claim(tmp_path, "one", "aaaa").path
+        monkeypatch.setattr("platform.node", lambda: "another")
+        assert Run.claim(tmp_path, "one", "aaaa").path != here
+
+    def test_agents_that_claim_at_the_same_time_agree(self, tmp_path):
+        code = (
+            "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); from agent import Run\n"
+            "print('ready', flush=True); sys.stdin.readline()\n"
+            "for n in range(50): print(Run.claim(Path(sys.argv[1]), 'run%d' % n, 'aaaa').path)\n"
+        )
+        command = [sys.executable, "-c", code, str(tmp_path), str(SOURCE.parent)]
+        racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+        for racer in racers:
+            racer.stdout.readline()
+        for racer in racers:
+            racer.stdin.write("\n")
+            racer.stdin.flush()
+        said = [racer.communicate(timeout=30)[0] for racer in racers]
+        assert said[0] == said[1] == said[2] != ""
+        assert len(list((tmp_path / "runs").iterdir())) == 50
+
+    @pytest.mark.parametrize("name", ["", "..", "../x", "/x", ".x", "a/b", "a..b", "a\0b", "a" * 200])
+    def test_a_name_that_leads_elsewhere_is_refused(self, tmp_path, name):
+        with pytest.raises(Refused, match="not a run name"):
+            Run.claim(tmp_path, name, "aaaa")
+
+    @pytest.mark.parametrize(
+        "key", ["", "..", "r0001/../a1", "r0001-alice-a1", "r0001/a/b/a1", "/etc/passwd", "r0001/alice/a1\n", "queue"]
+    )
+    def test_a_key_that_leads_elsewhere_is_refused(self, tmp_path, key):
+        with pytest.raises(Refused, match="not a task key"):
+            Run.claim(tmp_path, "one", "aaaa").folder(key)
+
+    @pytest.mark.parametrize("key", ["r0003/alice/a1", "r0003/a-b-c/s12", "r12345/a.b_c/e1"])
+    def test_a_folder_tells_its_key(self, tmp_path, key):
+        assert key_of(Run.claim(tmp_path, "one", "aaaa").folder(key).name) == key
+
+    def test_a_task_is_accepted_once(self, tmp_path):
+        run = Run.claim(tmp_path, "one", "aaaa")
+        assert run.accept(KEY, TASK)
+        assert not run.accept(KEY, {"other": 1})
+        assert not Run.claim(tmp_path, "one", "aaaa").accept(KEY, TASK)
+        assert json.loads((run.folder(KEY) / "task.json").read_text()) == TASK
+        assert len(list(run.queue.iterdir())) == 1
+
+    def test_a_waiting_task_that_is_cancelled_has_a_result_and_leaves_the_queue(self, tmp_path):
+        run = Run.claim(tmp_path, "one", "aaaa")
+        run.accept(KEY, TASK)
+        run.cancel(KEY)
+        assert run.result(KEY)["error"] == "cancelled"
+        assert not run.result(KEY)["retryable"]
+        assert not run.queued()
+
+    def test_a_task_that_somebody_holds_is_not_failed(self, tmp_path):
+        run = Run.claim(tmp_path, "one", "aaaa")
+        run.accept(KEY, TASK)
+        with (run.folder(KEY) / "lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert not run.fail(KEY, "lost", retryable=True)
+        assert run.fail(KEY, "lost", retryable=True)
+        assert not run.fail(KEY, "again", retryable=True)
+        assert run.result(KEY)["error"] == "lost"
+
+    def test_a_damaged_result_is_one_that_the_coordinator_refuses(self, tmp_path):
+        run = Run.claim(tmp_path, "one", "aaaa")
+        run.accept(KEY, TASK)
+        for content in ("{", "[]", "[" * 100_000):
+            (run.folder(KEY) / "result.json").write_text(content)
+            assert run.result(KEY) == {}
+
+
+class TestKilling:
+    @pytest.fixture
+    def stranger(self):
+        with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+            yield process
+            process.kill()
+
+    def test_a_stale_number_kills_no_stranger(self, tmp_path, stranger):
+        (tmp_path / "lock").touch()
+        (tmp_path / "pid").write_text(str(stranger.pid))
+        kill_holder(tmp_path / "lock", tmp_path / "pid")
+        kill_holder(tmp_path / "nothing", tmp_path / "pid")
+        assert stranger.poll() is None
+
+    def test_whoever_holds_the_lock_is_killed_with_what_it_forked(self, tmp_path):
+        code = (
+            "import fcntl, os, sys, time; lock = open(sys.argv[1] + '/lock', 'ab'); fcntl.flock(lock, fcntl.LOCK_EX)\n"
+            "open(sys.argv[1] + '/pid', 'w').write(str(os.getpid())); os.fork(); print(flush=True); time.sleep(60)\n"
+        )
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+            process.stdout.readline(), process.stdout.readline()
+            kill_holder(tmp_path / "lock", tmp_path / "pid")
+            assert process.wait(10) == -signal.SIGKILL
+            assert process.stdout.read() == b"", "the fork has closed it too"
+        assert not is_held(tmp_path / "lock")
+
+    def test_stopping_or_cancelling_a_run_with_stale_numbers_kills_no_stranger(self, tmp_path, stranger):
+        run = Run.claim(tmp_path, "one", "aaaa")
+        run.accept(KEY, TASK)
+        for place in (run.path / "worker.pid", run.folder(KEY) / "pid", run.children / str(stranger.pid)):
+            place.write_text(str(stranger.pid))
+        run.cancel(KEY)
+        run.stop()
+        assert stranger.poll() is None
+
+
+class TestUnpacking:
+    @staticmethod
+    def packed(*entries):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            for name, content, kind, link in entries:
+                member = tarfile.TarInfo(name)
+                member.type, member.size, member.linkname = kind, len(content), link
+                archive.addfile(member, io.BytesIO(content))
+        return buffer.getvalue()
+
+    @pytest.fixture
+    def unpack(self, tmp_path):
+        served = Served(tmp_path / "home")
+
+        def unpack(content):
+            digest = hashlib.sha256(content).hexdigest()
+            served.ask("put", content, digest=digest, size=len(content), offset=0)
+            return served.ask("unpack", digest=digest), served.home / "bundle" / digest
+
+        return unpack
+
+    def test_files_and_folders_are_written(self, unpack):
+        content = self.packed(
+            ("empty", b"", tarfile.DIRTYPE, ""),
+            ("a/b/c.py", b"pass", tarfile.REGTYPE, ""),
+            ("a/" + "long" * 60, b"x", tarfile.REGTYPE, ""),
+        )
+        answer, folder = unpack(content)
+        assert "error" not in answer
+        assert (folder / "a/b/c.py").read_bytes() == b"pass"
+        assert (folder / "empty").is_dir()
+        assert "error" not in unpack(content)[0], "a second time is no matter"
+
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            ("../x", b"", tarfile.REGTYPE, ""),
+            ("a/../../x", b"", tarfile.REGTYPE, ""),
+            ("/tmp/x", b"", tarfile.REGTYPE, ""),
+            ("..", b"", tarfile.DIRTYPE, ""),
+            ("x", b"", tarfile.SYMTYPE, "/etc"),
+            ("x", b"", tarfile.LNKTYPE, "good.py"),
+            ("x", b"", tarfile.FIFOTYPE, ""),
+            ("x", b"", tarfile.CHRTYPE, ""),
+        ],
+    )
+    def test_whatever_else_is_refused_and_leaves_nothing(self, unpack, entry, tmp_path):
+        answer, folder = unpack(self.packed(("good.py", b"pass", tarfile.REGTYPE, ""), entry))
+        assert "the bundle holds" in answer["error"]
+        assert not list(folder.parent.iterdir())
+        assert {path.name for path in tmp_path.iterdir()} == {"home"}
+
+    def test_what_is_no_tar_is_refused_and_leaves_nothing(self, unpack):
+        answer, folder = unpack(b"no tar at all" * 100)
+        assert "ReadError" in answer["error"]
+        assert not list(folder.parent.iterdir())
+
+
+class Served:
+    """An agent without a line: what it would send is kept."""
+
+    def __init__(self, home):
+        self.home = home
+        self.sent = []
+        self.agent = Agent(home, lambda header, body: self.sent.append((header, body)))
+
+    def ask(self, op, body=b"", **fields):
+        self.agent.answer({"id": 7, "op": op, **fields}, body)
+        header, self.body = self.sent.pop()
+        assert header.pop("re") == 7
+        return header
+
+
+RUN = {"run": "one", "identity": "aaaa"}
+
+
+class TestAgent:
+    @pytest.fixture
+    def served(self, tmp_path):
+        return Served(tmp_path / "home")
+
+    def test_the_home_is_private(self, served):
+        assert served.home.stat().st_mode & 0o777 == 0o700
+
+    @given(
+        header=st.dictionaries(
+            st.sampled_from(
+                ["op", "digest", "digests", "size", "offset", "key", "keys", "name", "limit", "run", "models"]
+            ),
+            st.sampled_from(
+                ["stat", "put", "unpack", "read", "release", "list", "start", "watch", "__init__", "../x", ""]
+            )
+            | st.none()
+            | st.integers()
+            | st.lists(st.text(max_size=5), max_size=2)
+            | st.sampled_from([10**30, -1]),
+        )
+    )
+    def test_a_strange_request_is_an_error_and_no_end(self, header):
+        kept = []
+        home = Path(os.environ.get("TMPDIR", "/tmp")) / f"fedctl-test-{os.getpid()}"
+        try:
+            Agent(home, lambda *frame: kept.append(frame)).answer({**header, "id": 3}, b"")
+        finally:
+            shutil.rmtree(home)
+        assert kept[0][0]["re"] == 3
+
+    @pytest.mark.parametrize("op", [None, "", "nothing", "_answer", "send", "__class__", ["hello"], {"a": 1}])
+    def test_an_unknown_operation_is_refused(self, served, op):
+        assert "unknown operation" in served.ask(op)["error"]
+
+    @pytest.mark.parametrize("name", ["../id", "/etc/passwd", "task.json", "", None, ["train.log"]])
+    def test_nothing_but_two_files_of_a_task_can_be_read(self, served, name):
+        answer = served.ask("read", **RUN, key=KEY, name=name, offset=0, limit=100)
+        assert "not a readable file" in answer["error"]
+
+    @pytest.mark.parametrize(
+        ("offset", "limit", "body"), [(0, 100, b"0123456789"), (4, 3, b"456"), (50, 9, b""), (0, -1, b""), (0, 0, b"")]
+    )
+    def test_a_file_is_read_from_an_offset(self, served, offset, limit, body):
+        run = served.agent.run(RUN)
+        run.accept(KEY, TASK)
+        (run.folder(KEY) / "train.log").write_bytes(b"0123456789")
+        assert served.ask("read", **RUN, key=KEY, name="train.log", offset=offset, limit=limit) == {"size": 10}
+        assert served.body == body
+
+    def test_a_model_that_another_runs_task_waits_for_is_not_released(self, served):
+        served.ask("put", DATA, digest=DIGEST, size=len(DATA), offset=0)
+        other = served.agent.run({"run": "two", "identity": "bbbb"})
+        other.accept(KEY, {"models": {"base": {"digest": DIGEST}}})
+        assert served.ask("release", **RUN, keys=[], digests=[DIGEST]) == {}
+        assert served.agent.blobs.stat(DIGEST)["whole"]
+        other.cancel(KEY)
+        assert served.ask("release", **RUN, keys=[], digests=[DIGEST]) == {}
+        assert not served.agent.blobs.stat(DIGEST)["whole"]
+
+    def test_removing_a_run_leaves_the_other_ones(self, served):
+        served.ask("put", DATA, digest=DIGEST, size=len(DATA), offset=0)
+        for number, identity in enumerate(("aaaa", "bbbb")):
+            run = served.agent.run({"run": "one", "identity": identity})
+            run.accept(f"r000{number}/alice/a1", {"models": {"base": {"digest": DIGEST}}})
+        assert served.ask("remove", **RUN, digests=["../../x"]) == {}
+        assert served.agent.blobs.stat(DIGEST)["whole"]
+        assert len(list((served.home / "runs").iterdir())) == 1
+        assert served.ask("remove", run="one", identity="bbbb", digests=[]) == {}
+        assert not list((served.home / "runs").iterdir())
+        assert not list((served.home / "blobs").iterdir())
+
+    def test_removing_does_not_follow_links(self, served, tmp_path):
+        (tmp_path / "precious").mkdir()
+        (tmp_path / "precious/file").touch()
+        run = served.agent.run(RUN)
+        (run.path / "link").symlink_to(tmp_path / "precious")
+        assert served.ask("remove", **RUN, digests=[]) == {}
+        assert (tmp_path / "precious/file").exists()
+
+    def test_the_newest_whole_line_of_progress_is_pushed_once(self, served, monkeypatch):
+        monkeypatch.setattr(agent, "LIVENESS_S", 1e9)
+        run = served.agent.run(RUN)
+        run.accept(KEY, TASK)
+        served.agent.watched["aaaa", KEY] = agent.Watch({})
+        path = run.folder(KEY) / "progress.jsonl"
+        served.agent.look()
+        path.write_text('{"step":1}\n{"step":2}\n{"ste')
+        served.agent.look()
+        served.agent.look()
+        path.write_text('{"step":1}\n{"step":2}\n{"step":3}\n')
+        served.agent.look()
+        assert [header["progress"] for header, _ in served.sent] == [{"step": 2}, {"step": 3}]
+        assert {header["key"] for header, _ in served.sent} == {KEY}
+
+    @pytest.mark.parametrize("garbage", ["\n", "5\n", "[" * 100_000 + "\n", "x" * (agent.CHUNK + 5) + "\n"])
+    def test_garbage_in_the_progress_holds_nothing_up(self, served, garbage, monkeypatch):
+        monkeypatch.setattr(agent, "LIVENESS_S", 1e9)
+        run = served.agent.run(RUN)
+        run.accept(KEY, TASK)
+        served.agent.watched["aaaa", KEY] = agent.Watch({})
+        path = run.folder(KEY) / "progress.jsonl"
+        path.write_text(garbage)
+        for _ in range(3):
+            served.agent.look()
+        with path.open("a") as file:
+            file.write('{"step":3}\n')
+        served.agent.look()
+        assert [header["progress"] for header, _ in served.sent] == [{"step": 3}]
+
+    def test_a_watched_task_whose_folder_is_gone_has_failed(self, served):
+        run = served.agent.run(RUN)
+        run.accept(KEY, TASK)
+        served.agent.watched["aaaa", KEY] = agent.Watch({})
+        shutil.rmtree(run.path)
+        served.agent.look()
+        assert "the task is gone" in served.sent[0][0]["result"]["error"]
+        assert not served.agent.watched
+
+    def test_a_task_that_was_begun_and_that_nobody_holds_has_failed(self, served, monkeypatch):
+        monkeypatch.setattr(agent, "LIVENESS_S", 0.0)
+        run = served.agent.run(RUN)
+        run.accept(KEY, TASK)
+        (run.folder(KEY) / "pid").write_text("1")
+        run.unqueue(KEY)
+        served.agent.watched["aaaa", KEY] = agent.Watch({})
+        served.agent.look()
+        assert not served.sent, "whoever saw it die gets a moment to say why"
+        served.agent.look()
+        assert served.sent[0][0]["result"]["error"] == "the process that worked on the task is gone"
+        assert served.sent[0][0]["result"]["retryable"]
+
+    def test_a_task_that_an_agent_did_not_come_to_queue_is_queued(self, served, monkeypatch):
+        monkeypatch.setattr(agent, "LIVENESS_S", 0.0)
+        run = served.agent.run(RUN)
+        run.accept(KEY, TASK)
+        run.unqueue(KEY)
+        served.agent.watched["aaaa", KEY] = agent.Watch({})
+        served.agent.look()
+        assert run.queued() == {run.folder(KEY).name}
+
+    def test_a_worker_that_does_not_stay_is_started_once_more_and_then_told_of(self, served, monkeypatch):
+        monkeypatch.setattr(agent, "LIVENESS_S", 0.0)
+        python = served.home / "python"
+        python.write_text("#!/bin/sh\necho called >> $(dirname $0)/calls; echo no torch here >&2; exit 1\n")
+        python.chmod(0o700)
+        worker = {"python": str(python), "bundle": "0" * 64, "cwd": "/nowhere"}
+        assert served.ask("start", **RUN, key=KEY, task=TASK, worker=worker) == {"state": "started"}
+        assert served.ask("start", **RUN, key=KEY, task=TASK, worker=worker) == {"state": "adopted"}
+        deadline = time.monotonic() + 20
+        while not served.sent and time.monotonic() < deadline:
+            served.agent.look()
+            time.sleep(0.02)
+        result = served.sent[0][0]["result"]
+        assert result["error"] == "the worker does not stay: no torch here"
+        assert (served.home / "calls").read_text().count("called") <= 3, "once for each start, and once more"
+        assert served.ask("start", **RUN, key=KEY, task=TASK, worker=worker) == {"state": "done", "result": result}
+        assert served.ask("list", **RUN) == {"tasks": {"r0001-alice-a1": "done"}, "worker": False}
+
+    def test_a_python_is_probed_without_importing(self, served):
+        answer = served.ask("probe", python=sys.executable, packages=["pytest", "no-such-package"])
+        assert answer["packages"] == {"pytest": pytest.__version__, "no-such-package": None}
+        assert "does not run" in served.ask("probe", python="/no/python", packages=[])["error"]
+        assert "does not run" in served.ask("probe", python="/bin/false", packages=[])["error"]
+
+
+class TestTheFile:
+    def test_it_parses_as_python_3_8(self):
+        ast.parse(SOURCE.read_text(), feature_version=(3, 8))
+
+    def test_it_imports_the_standard_library_alone(self):
+        for node in ast.walk(ast.parse(SOURCE.read_text())):
+            if isinstance(node, ast.Import):
+                assert {alias.name for alias in node.names} <= sys.stdlib_module_names
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module in sys.stdlib_module_names
+
+    @pytest.mark.parametrize("version", ["3.8", "3.9", "3.12", "3.13"])
+    def test_it_answers_under_an_older_and_a_newer_python(self, version, tmp_path):
+        candidates = [*Path.home().glob(f".pyenv/versions/{version}.*/bin/python"), shutil.which(f"python{version}")]
+        python = next((str(path) for path in candidates if path), None)
+        if python is None:
+            pytest.skip(f"no Python {version} here")
+        content = TestUnpacking.packed(("a/b.py", b"pass", tarfile.REGTYPE, ""))
+        digest = hashlib.sha256(content).hexdigest()
+        asked = [
+            encode_frame({"id": 1, "op": "hello"}),
+            encode_frame({"id": 2, "op": "put", "digest": digest, "size": len(content), "offset": 0}, content),
+            encode_frame({"id": 3, "op": "unpack", "digest": digest}),
+            encode_frame({"id": 4, "op": "start", **RUN, "key": KEY, "task": TASK, "worker": {"bundle": "x"}}),
+            encode_frame({"id": 5, "op": "cancel", **RUN, "key": KEY}),
+            encode_frame({"id": 6, "op": "list", **RUN}),
+            encode_frame({"id": 7, "op": "remove", **RUN, "digests": [digest]}),
+        ]
+        done = subprocess.run(
+            [python, "-W", "error", "-I", str(SOURCE), "serve"],
+            input=b"".join(asked),
+            capture_output=True,
+            env={**os.environ, "FEDCTL_HOME": str(tmp_path / "home")},
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        pipe = io.BytesIO(done.stdout)
+        answers = {header["re"]: header for header, _ in iter(lambda: read_frame(pipe.read), None)}
+        assert answers[1]["python"].startswith(version)
+        assert answers[2]["whole"]
+        assert answers[3] == {"re": 3}
+        assert "not a digest" in answers[4]["error"]
+        assert answers[6]["tasks"] == {"r0001-alice-a1": "done"}
+        assert answers[7] == {"re": 7}
+
+    def test_it_starts_fast(self, tmp_path):
+        seconds = []
+        for _ in range(5):
+            began = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-I", str(SOURCE), "serve"],
+                input=encode_frame({"id": 1, "op": "hello"}),
+                capture_output=True,
+                env={**os.environ, "FEDCTL_HOME": str(tmp_path / "home")},
+                check=True,
+                timeout=60,
+            )
+            seconds.append(time.perf_counter() - began)
+        print(f"from nothing to hello and gone: {1000 * min(seconds):.0f} ms at best")
+        assert min(seconds) < 1.0

@@ -1,0 +1,150 @@
+import ast
+import hashlib
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from fedctl import bundle
+from fedctl.errors import ConfigError
+from fedctl.federation import Federation, Node, TaskSpec
+
+MODEL = "import pytorch_lightning as pl\nclass Net(pl.LightningModule): ...\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "model.py").write_text(MODEL)
+    (tmp_path / "data.py").write_text("import torch\n")
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "__init__.py").write_text("")
+    return tmp_path
+
+
+def federation(folder, model="model.py:Net", data="data.py:Data"):
+    return Federation(
+        name="x", folder=folder, task=TaskSpec(model=model, data=data), nodes=(Node(name="a", host="local"),)
+    )
+
+
+def members(content):
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        return {member.name: archive.extractfile(member).read() for member in archive}
+
+
+def test_the_same_files_give_the_same_bytes(folder):
+    first = bundle.pack(federation(folder))
+    for path in folder.rglob("*"):
+        os.utime(path, (1, 1))
+    (folder / "model.py").chmod(0o755)
+    assert bundle.pack(federation(folder)) == first
+    (folder / "data.py").write_text("import torch \n")
+    assert hashlib.sha256(bundle.pack(federation(folder))).digest() != hashlib.sha256(first).digest()
+
+
+def test_the_users_code_and_the_node_part_are_in_it(folder):
+    found = members(bundle.pack(federation(folder)))
+    assert found["project/model.py"] == MODEL.encode()
+    assert {"project/lib/__init__.py", "fedctl/node/agent.py", "fedctl/records.py"} <= found.keys()
+    assert not {"fedctl/cli.py", "fedctl/connection.py"} & found.keys()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data/patients.csv",
+        "runs/one/run.json",
+        ".env",
+        ".git/config",
+        ".venv/lib/x.py",
+        "venv/lib/x.py",
+        "id_ed25519",
+        "server.key",
+        "server.pem",
+        "known_hosts",
+        "model.ckpt",
+        "model.safetensors",
+        "lib/data/scan.npy",
+        "lib/__pycache__/x.pyc",
+        "x.egg-info/PKG-INFO",
+        "lightning_logs/version_0/hparams.yaml",
+        "train.log",
+    ],
+)
+def test_data_and_secrets_and_leftovers_stay_at_home(folder, name):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("secret")
+    assert f"project/{name}" not in members(bundle.pack(federation(folder)))
+
+
+def test_links_and_pipes_are_not_followed(folder, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "secret.txt").write_text("secret")
+    (folder / "file.txt").symlink_to(outside / "secret.txt")
+    (folder / "folder").symlink_to(outside)
+    os.mkfifo(folder / "pipe")
+    assert b"secret" not in members(bundle.pack(federation(folder))).values()
+
+
+def test_what_is_too_large_is_refused_with_the_largest_file(folder):
+    with (folder / "scans.bin").open("wb") as file:
+        file.truncate(bundle.LARGEST + 1)
+    with pytest.raises(ConfigError, match=r"over 50 MB; the largest file is scans\.bin \(50 MB\)") as caught:
+        bundle.pack(federation(folder))
+    assert "a folder named `data`" in caught.value.hint
+
+
+def test_whatever_the_node_part_imports_of_fedctl_is_in_the_bundle(folder):
+    found = members(bundle.pack(federation(folder)))
+    modules = {
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for name in found
+        if name.startswith("fedctl/")
+    }
+    for name, source in found.items():
+        if name.startswith("fedctl/"):
+            for module in fedctl_imports(ast.parse(source)):
+                assert module in modules, f"{name} imports {module}"
+
+
+def fedctl_imports(tree):
+    """The modules of fedctl that a source names, `from fedctl import x` counting as `fedctl.x` where that is one."""
+    package = Path(bundle.__file__).parent.parent
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.partition(".")[0] == "fedctl")
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            if node.module.partition(".")[0] == "fedctl":
+                yield node.module
+                for alias in node.names:
+                    inner = package / node.module.replace(".", "/") / alias.name
+                    if inner.is_dir() or inner.with_suffix(".py").is_file():
+                        yield f"{node.module}.{alias.name}"
+
+
+@pytest.mark.parametrize(
+    ("source", "flavour"),
+    [
+        (MODEL, "pytorch_lightning"),
+        ("import lightning as L\n", "lightning.pytorch"),
+        ("import lightning.pytorch as pl\n", "lightning.pytorch"),
+        ("from lightning.pytorch import LightningModule\n", "lightning.pytorch"),
+        ("from lightning import LightningModule\n", "lightning.pytorch"),
+        ("from pytorch_lightning import LightningModule\n", "pytorch_lightning"),
+        ("import torch\n", "pytorch_lightning"),
+        ("this is no Python\n", "pytorch_lightning"),
+    ],
+)
+def test_the_lightning_that_the_code_names_is_preloaded(folder, source, flavour):
+    (folder / "model.py").write_text(source)
+    assert bundle.preload(federation(folder)) == ("torch", flavour)
+
+
+def test_the_flavour_of_the_data_counts_too_and_missing_files_do_not_matter(folder):
+    (folder / "model.py").unlink()
+    (folder / "data.py").write_text("def late():\n    import lightning\n")
+    assert bundle.preload(federation(folder)) == ("torch", "lightning.pytorch")
