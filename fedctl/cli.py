@@ -85,7 +85,8 @@ def init(
 ) -> None:
     """Make a ready-to-run folder from a template.
 
-    It holds fed.yaml, model.py, data.py and a README.md that says what to expect. Nothing is overwritten without --force.
+    It holds fed.yaml, model.py, data.py and a README.md that says what to expect. Nothing is overwritten without
+    --force.
     """
     from fedctl import scaffold
     from fedctl.views import results
@@ -101,8 +102,8 @@ def init(
 def check(file: FileOption = FED_YAML, json: JsonOption = False) -> None:
     """See that every node and your code are ready; change nothing.
 
-    Looks at reach, Python, packages, memory, disk and clock of each node, and builds your model once in a folder that is
-    then removed. Each failure comes with its remedy.
+    Looks at reach, Python, packages, memory, disk and clock of each node, and builds your model once in a folder that
+    is then removed. Each failure comes with its remedy.
     """
     from fedctl.operations.check import check as operation
     from fedctl.views import results

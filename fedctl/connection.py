@@ -164,6 +164,7 @@ class Connection:
         else:
             self._lose("the agent has ended")
             self._process.wait()
+            self._process.close_stdin()
 
     def _break(self, why: str) -> None:
         self._lose(why)

@@ -19,6 +19,7 @@ class LocalProcess:
     def __init__(self, argv: Sequence[str], home: str | None) -> None:
         self._said: str | None = None
         self._ending = threading.Lock()
+        self._reading = threading.Lock()
         self._stderr = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (closed with the process)
         try:
             self._process = subprocess.Popen(
@@ -46,9 +47,10 @@ class LocalProcess:
     def read(self, size: int) -> bytes:
         stdout = self._process.stdout
         assert stdout
-        data = b"" if stdout.closed else stdout.read(size)
-        if len(data) < size:
-            stdout.close()
+        with self._reading:
+            data = b"" if stdout.closed else stdout.read(size)
+            if len(data) < size:
+                stdout.close()
         return data
 
     def errors(self) -> str:
@@ -69,6 +71,10 @@ class LocalProcess:
                 os.killpg(self._process.pid, signal.SIGKILL)
         self.wait()
         self.close_stdin()
+        if self._reading.acquire(blocking=False):  # else whoever reads now comes to the end and closes it
+            assert self._process.stdout
+            self._process.stdout.close()
+            self._reading.release()
 
     def _tail(self) -> str:
         """Read without moving the file's position, which is the command's too."""

@@ -4,13 +4,13 @@ import subprocess
 import sys
 
 import pytest
-from runs import Story, finished, mid_round, preparing
 
 from fedctl.events import ModelEvaluated, RoundHeld, RunFailed, TaskStarted
 from fedctl.measures import average, best_round, comparisons, trajectory, worst_node
 from fedctl.records import Score, TaskKey
 from fedctl.report import report
 from fedctl.state import RunState
+from tests.unit.runs import Story, finished, mid_round, preparing
 
 KEYS = {"run", "state", "round", "rounds", "model", "metrics", "bytes", "nodes", "history", "compare"}
 NODE_KEYS = {"name", "state", "round", "attempt", "metrics", "bytes", "error"}
@@ -76,7 +76,7 @@ def test_the_states_of_nodes():
 @pytest.mark.parametrize(("kind", "state"), [("evaluate", "evaluating"), ("alone", "alone"), ("compare", "comparing")])
 def test_a_node_is_about_its_task(kind, state):
     story = mid_round()
-    story.started(3, "erin", kind=kind)
+    story.started(4, "erin", kind=kind)
     assert states(story)["erin"] == state
 
 

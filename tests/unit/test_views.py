@@ -8,7 +8,6 @@ from datetime import timedelta
 
 import pytest
 from rich.console import Console
-from runs import Story, finished, mid_round, preparing
 
 from fedctl.errors import ConfigError
 from fedctl.events import EVENTS, RoundHeld, RunFailed
@@ -23,6 +22,7 @@ from fedctl.views.live import LiveSink
 from fedctl.views.sentence import is_routine, sentence
 from fedctl.views.text import change, clock, duration, figure, plain, roughly, size
 from fedctl.views.verdict import verdict
+from tests.unit.runs import Story, finished, mid_round, preparing
 
 SITES = tuple(f"site-{number:02d}" for number in range(50))
 MOMENTS = {"preparing": preparing, "mid-round": mid_round, "finished": finished}
