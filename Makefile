@@ -11,7 +11,7 @@ demo: $(STAMP)
 	rm -rf demo
 	$(BIN)/fedctl init demo --template digits
 	cd demo && ../$(BIN)/fedctl launch --run demo
-	cd demo && ../$(BIN)/fedctl clean demo --nodes --keep
+	cd demo && ../$(BIN)/fedctl status demo
 
 test: $(STAMP)
 	$(BIN)/ruff check .

@@ -99,7 +99,7 @@ def init(
 
 
 @app.command()
-def check(file: FileOption = FED_YAML, json: JsonOption = False) -> None:
+def check(file: FileOption = FED_YAML, set_: SetOption = None, json: JsonOption = False) -> None:
     """See that every node and your code are ready; change nothing.
 
     Looks at reach, Python, packages, memory, disk and clock of each node, and builds your model once in a folder that
@@ -108,7 +108,7 @@ def check(file: FileOption = FED_YAML, json: JsonOption = False) -> None:
     from fedctl.operations.check import check as operation
     from fedctl.views import results
 
-    checked = operation(file)
+    checked = operation(file, set_ or ())
     results.checked(checked, as_json=json)
     if not checked.passed:
         raise typer.Exit(4)

@@ -214,10 +214,13 @@ class Coordinator:
                 threading.Thread(target=importlib.import_module, args=("fedctl.weights",), daemon=True).start()
             case UpdateReceived(task=key):
                 self._in_background(partial(self._hosts.of(key.node).release, [key]))
+            case TaskFailed(task=key) if event.detail:
+                with self._run.log(key.node).open("a") as log:
+                    log.write(f"==> {key} <==\n{event.detail.rstrip()}\n")
             case RoundAggregated() if event.round >= 2:
                 old = self._state.history[-2].model.digest
                 if old != event.model.digest:
-                    for host in self._hosts.of_nodes().values():
+                    for host in self._hosts.by_machine().values():
                         self._in_background(partial(host.release, [], [old]))
             case _:
                 pass

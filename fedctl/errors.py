@@ -4,8 +4,7 @@ FedctlError            1  anything unforeseen derives from no class here and is 
 ├── UsageError         2  the command line asks for something that cannot be
 ├── ConfigError        3  fed.yaml, or the code it names, is wrong
 ├── NodeError          4  one node cannot do what it was asked
-│   ├── ConnectionLost     the line to the agent broke; the work on the node may still go on
-│   └── TaskError          the task itself failed on the node
+│   └── ConnectionLost     the line to the agent broke; the work on the node may still go on
 ├── RunError           5  the run as a whole cannot go on
 ├── ModelError         6  a model or an update is not what it must be
 └── StateError         7  what is on disk forbids it: locked, not found, damaged
@@ -46,15 +45,6 @@ class NodeError(FedctlError):
 
 class ConnectionLost(NodeError):
     """The line to a node's agent broke; work that was started there goes on."""
-
-
-class TaskError(NodeError):
-    """A task failed on its node; `detail` holds the end of the node's traceback."""
-
-    def __init__(self, message: str, *, retryable: bool, detail: str = "") -> None:
-        super().__init__(message)
-        self.retryable = retryable
-        self.detail = detail
 
 
 class RunError(FedctlError):

@@ -73,6 +73,10 @@ class Host:
                 self._connection = Connection.open(self._transport, self._python)
             return self._connection
 
+    def facts(self) -> Mapping[str, Any]:
+        """What the agent says of the machine now."""
+        return self.connection().ask("hello")
+
     def prepare(self) -> Mapping[str, Any]:
         """Make the machine ready: agent, bundle, and a worker that begins to import. Returns the agent's facts."""
         connection = self.connection()
@@ -259,9 +263,13 @@ class Hosts:
         """The host of a node, or of the coordinator itself."""
         return self._of[node]
 
-    def of_nodes(self) -> dict[str, Host]:
-        """One node's name for each distinct host, and the host."""
-        return {name: host for host, name in {host: name for name, host in reversed(self._of.items())}.items()}
+    def by_machine(self) -> dict[str, Host]:
+        """Each distinct host once, under a name for people: its address, and its Python where there are several."""
+        machines: dict[str, Host] = {}
+        for address, host in self._by_address.items():
+            name = str(address[0])
+            machines[name if name not in machines else f"{name}, {address[-1] or sys.executable}"] = host
+        return machines
 
     def close(self) -> None:
         for host in self._by_address.values():

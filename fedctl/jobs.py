@@ -110,7 +110,7 @@ def _answer(action: Perform, done: Done, host: Host, run: RunDir, clock: Clock) 
     from fedctl.weights import Weights, check_update  # torch is slow to import, and not needed before the first update
 
     try:
-        check_update(Weights.open(target), Weights.open(run.round_model(0)), what=f"the update of {key.node}")
+        check_update(Weights.open(target), Weights.open(run.round_model(0)), what="its update")
     except ModelError:
         target.unlink()
         raise
@@ -149,5 +149,5 @@ def _hint(error: str) -> str:
         "is no Lightning": "`task.model` names a LightningModule and `task.data` a LightningDataModule",
     }
     return next(
-        (hint for part, hint in hints.items() if part in error), "the code runs on its own first? mend it there"
+        (hint for part, hint in hints.items() if part in error), "mend it in your code; `fedctl check` tries it again"
     )

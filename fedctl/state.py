@@ -166,10 +166,18 @@ def _update_received(state: RunState, event: UpdateReceived) -> RunState:
         key=key, update=event.update, examples=event.examples, metrics=event.metrics, seconds=event.seconds
     )
     state = _answered(_worked(state, key, event.bytes), key, received)
-    changes: dict[str, object] = {"metrics": event.metrics, "seconds": event.seconds, "examples": event.examples}
-    if key.kind == "train":
-        changes["contributions"] = state.nodes[key.node].contributions + 1
-    return _with_node(state, key.node, error=None, detail="", **changes)
+    state = _with_node(state, key.node, error=None, detail="")
+    if key.kind != "train":
+        return state
+    contributions = state.nodes[key.node].contributions + 1
+    return _with_node(
+        state,
+        key.node,
+        metrics=event.metrics,
+        seconds=event.seconds,
+        examples=event.examples,
+        contributions=contributions,
+    )
 
 
 def _model_evaluated(state: RunState, event: ModelEvaluated) -> RunState:

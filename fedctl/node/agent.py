@@ -248,26 +248,35 @@ class Run:
         """Start a detached worker unless one lives; returns whether one was started."""
         if not DIGEST.match(spec["bundle"]):
             raise Refused(f"not a digest: {spec['bundle']!r}")
-        if self.worker_lives():
-            return False
-        write_whole(self.path / "worker.json", json.dumps(spec).encode(), durable=False)
         bundle = home / "bundle" / spec["bundle"]
         paths = [str(bundle / "project"), str(bundle)]
-        code = f"import sys; sys.path[0:1] = {paths!r}; from fedctl.node.worker import main; main({str(self.path)!r})"
-        with (self.path / "worker.log").open("ab") as log:
-            self.worker = subprocess.Popen(
-                [spec["python"], "-c", code],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                cwd=spec["cwd"] if Path(spec["cwd"]).is_dir() else Path.home(),
-                env=dict(os.environ, PYTHONUNBUFFERED="1", PYTHONDONTWRITEBYTECODE="1"),
-            )
+        with (self.path / "worker.lock").open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            # The worker inherits the lock: it is held, and its number known, from the worker's first moment on.
+            code = f"from fedctl.node.worker import main; main({str(self.path)!r}, {lock.fileno()})"
+            remove(self.path / "worker.pid")
+            write_whole(self.path / "worker.json", json.dumps(spec).encode(), durable=False)
+            with (self.path / "worker.log").open("ab") as log:
+                self.worker = subprocess.Popen(
+                    [spec["python"], "-c", f"import sys; sys.path[0:1] = {paths!r}; {code}"],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    pass_fds=[lock.fileno()],
+                    cwd=spec["cwd"] if Path(spec["cwd"]).is_dir() else Path.home(),
+                    env=dict(os.environ, PYTHONUNBUFFERED="1", PYTHONDONTWRITEBYTECODE="1"),
+                )
+            write_whole(self.path / "worker.pid", str(self.worker.pid).encode(), durable=False)
         return True
 
     def worker_lives(self) -> bool:
-        return (self.worker is not None and self.worker.poll() is None) or is_held(self.path / "worker.lock")
+        if self.worker is not None:
+            self.worker.poll()  # it is this process that must reap it
+        return is_held(self.path / "worker.lock")
 
     def accept(self, key: str, task: Header) -> bool:
         """Put a task into the worker's queue, at most once a key; returns whether it is new."""
@@ -360,8 +369,6 @@ class Run:
             if time.monotonic() > deadline:
                 raise Refused("a process of the run does not end")
             kill_holder(self.path / "worker.lock", self.path / "worker.pid")
-            if self.worker is not None and self.worker.poll() is None:
-                kill_group(self.worker.pid)
             for child in held:
                 kill_holder(child, child)
             time.sleep(TICK_S)

@@ -75,13 +75,25 @@ def _result_of(folder: Path, key: TaskKey, threads: int) -> Result:
         trainer = resolve(TRAINERS["lightning"])
         return trainer(task, models, folder, Reporter(folder / "progress.jsonl"), task.threads or threads)
     except (KeyboardInterrupt, SystemExit, Exception) as error:  # whatever the user's code does, it is a result
-        traceback.print_exc()
+        detail = users_part(error)
+        sys.stderr.write(detail + "\n")
         return Result(
             key=key,
             error=explain(error),
-            detail="".join(traceback.format_exception(error))[-8000:],
+            detail=detail[-8000:],
             retryable=not isinstance(error, (ConfigError, *PROGRAMMING_ERRORS)),
         )
+
+
+def users_part(error: BaseException) -> str:
+    """The traceback from the user's first line on; the whole of it where no line is the user's."""
+    project = sys.path[0]
+    trace = traceback.TracebackException.from_exception(error)
+    for i, frame in enumerate(trace.stack):
+        if frame.filename.startswith(project + os.sep):
+            trace.stack = traceback.StackSummary.from_list(list(trace.stack)[i:])
+            break
+    return "".join(trace.format()).replace(project + os.sep, "").rstrip()
 
 
 def explain(error: BaseException) -> str:

@@ -19,9 +19,9 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from fedctl.node.agent import FOLDER, Run, cpus, key_of, kill_group, remove, write_whole
+from fedctl.node.agent import FOLDER, Run, cpus, key_of, kill_group, remove
 
 LOOK_S = 1.0
 """How long a nudge may be missed before the worker looks at its queue by itself."""
@@ -36,13 +36,10 @@ class Child:
     folder: str | None = None
 
 
-def main(path: str) -> None:
-    """Serve the run in that folder until idle for too long; returns at once when another worker serves it."""
+def main(path: str, lock: int) -> None:
+    """Serve the run in that folder until idle for too long; `lock` is the descriptor that says who serves it."""
+    os.set_inheritable(lock, False)
     folder = Path(path)
-    lock = _lock(folder / "worker.lock")
-    if lock is None:
-        return
-    write_whole(folder / "worker.pid", str(os.getpid()).encode(), durable=False)
     spec = json.loads((folder / "worker.json").read_text())
     pool = Pool(folder, spec, lock)
     # OpenBLAS starts its threads as NumPy is imported, and a process with threads cannot be forked safely.
@@ -55,7 +52,7 @@ def main(path: str) -> None:
 class Pool:
     """The queue's consumers."""
 
-    def __init__(self, folder: Path, spec: Mapping[str, Any], lock: IO[bytes]) -> None:
+    def __init__(self, folder: Path, spec: Mapping[str, Any], lock: int) -> None:
         self.run = Run(folder)
         self.lock = lock
         self.folder = folder
@@ -104,7 +101,7 @@ class Pool:
                 return child
         if len(self.children) >= self.slots:
             return None
-        inherited = [self.lock.fileno(), self.nudges, *self.children]
+        inherited = [self.lock, self.nudges, *self.children]
         child = _start_child(self.folder, self.slots, inherited)
         self.children[child.line.fileno()] = child
         return child
@@ -124,13 +121,19 @@ class Pool:
                 child.folder = None
             else:
                 self._bury(child)
+        for child in list(self.children.values()):
+            # What a child forked keeps its end of the line open, so the line does not always tell.
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if pid:
+                self._bury(child, status)
 
-    def _bury(self, child: Child) -> None:
+    def _bury(self, child: Child, status: int | None = None) -> None:
         """A child died: the task that it held has failed."""
         del self.children[child.line.fileno()]
         child.line.close()
-        kill_group(child.pid)  # processes that it forked share its lock and would keep it
-        _, status = os.waitpid(child.pid, 0)
+        kill_group(child.pid)  # what it forked shares its lock too
+        if status is None:
+            _, status = os.waitpid(child.pid, 0)
         if child.folder is None:
             return
         if os.WIFSIGNALED(status):
@@ -214,16 +217,3 @@ def _fifo(path: Path) -> int:
     if not path.exists():
         os.mkfifo(path, 0o600)
     return os.open(path, os.O_RDWR | os.O_NONBLOCK)
-
-
-def _lock(path: Path) -> IO[bytes] | None:
-    file = path.open("ab")
-    for _ in range(40):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.05)
-        else:
-            return file
-    file.close()
-    return None

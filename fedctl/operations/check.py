@@ -1,7 +1,7 @@
 """`fedctl check`: is every node fit for its task? Looks, and changes nothing."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,9 +44,9 @@ class Checked:
         return self.code.passed and all(finding.passed for found in self.nodes.values() for finding in found)
 
 
-def check(path: Path) -> Checked:
+def check(path: Path, overrides: Sequence[str] = ()) -> Checked:
     """Look at the code and at all nodes, these all at once; raises ConfigError for a fed.yaml that cannot be read."""
-    federation = topology.load(path)
+    federation = topology.load(path, overrides)
     build(federation.strategy, folder=federation.folder)
     work = Work(
         run="check",
@@ -76,9 +76,11 @@ def _check_code(federation: Federation) -> Finding:
 
 def _check_node(host: Host, node: Node) -> Iterator[Finding]:
     try:
-        facts = host.connection().facts
+        asked = time.time()
+        facts = host.facts()
+        skew = float(facts["time"]) - (asked + time.time()) / 2
     except NodeError as error:
-        remedy = error.hint or f"can you reach {node.host} by hand?"
+        remedy = error.hint or f"does `{node.python or 'python3'}` run on {node.host}?"
         yield Finding(name="reach", passed=False, value=error.message, remedy=remedy)
         return
     yield Finding(name="reach", passed=True, value=f"{facts['hostname']}, {facts['system']}")
@@ -96,11 +98,10 @@ def _check_node(host: Host, node: Node) -> Iterator[Finding]:
         value=f"{disk / 2**30:.0f} GB free",
         remedy=f"make room below {facts['home']}",
     )
-    skew = float(facts["time"]) - time.time()
     yield Finding(
         name="clock",
         passed=abs(skew) <= MOST_SKEW_S,
-        value=f"{skew:+.1f} s",
+        value=f"{skew:+.1f} s".replace("-0.0", "+0.0"),
         remedy="let the node keep its clock by NTP; fedctl itself counts on the coordinator's alone",
     )
 

@@ -160,7 +160,7 @@ def _coordinate(federation: Federation, run: RunDir, *, hold: bool, sinks: Seque
 
 def _tidy(hosts: Hosts) -> None:
     """A run that is over needs its workers no more; its folders stay on the nodes for `logs` until `clean`."""
-    for host in hosts.of_nodes().values():
+    for host in hosts.by_machine().values():
         with contextlib.suppress(FedctlError):
             host.stop()
 
@@ -168,7 +168,7 @@ def _tidy(hosts: Hosts) -> None:
 def _forget(federation: Federation, run: RunDir) -> None:
     hosts = Hosts(federation, work_of(federation, run))
     try:
-        for host in hosts.of_nodes().values():
+        for host in hosts.by_machine().values():
             host.remove([])
     finally:
         hosts.close()

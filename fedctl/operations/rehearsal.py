@@ -53,6 +53,6 @@ def rehearse(federation: Federation) -> Blob:
         case ModelInitialized(model=model):
             return model
         case TaskFailed(reason=reason):
-            raise NodeError(f"the first model could not be built: {reason}")
+            raise NodeError(f"the first model could not be built: {reason}", hint="`fedctl check` tries it again")
         case _:
             raise AssertionError(event)

@@ -22,11 +22,11 @@ LEAVE_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """What `stop` or `clean` did. `nodes` maps a node of each machine to what was done there, or to why it was not."""
+    """What `stop` or `clean` did. `machines` maps each to what was done there, or to why it was not."""
 
     run: str
     coordinator: str
-    nodes: dict[str, str]
+    machines: dict[str, str]
     failed: tuple[str, ...]
 
 
@@ -69,8 +69,8 @@ def _log(run: RunDir, host: Host, node: str, *, follow: bool, wait_s: float) -> 
         state = fold(read(run.journal))
         folders = _folders(host, node)
         if not folders:
-            failure = state.nodes[node].detail if node in state.nodes else ""
-            yield failure or f"node {node} has no log of run {run.name}\n"
+            kept = run.log(node)
+            yield kept.read_text() if kept.exists() else f"node {node} has no log of run {run.name}\n"
             return
         for key in folders if shown else folders[-1:]:
             text = host.read_log(key, shown.get(str(key), 0))
@@ -92,7 +92,8 @@ def _folders(host: Host, node: str) -> list[TaskKey]:
 
 
 def _age(key: TaskKey) -> tuple[bool, int, int]:
-    return (key.kind == "alone", key.round, key.attempt)
+    """The training of a round is what one asks for; that of the node alone stands in for it only where it is all."""
+    return (key.kind == "train", key.round, key.attempt)
 
 
 def _stop_coordinator(run: RunDir) -> str:
@@ -116,16 +117,16 @@ def _stop_coordinator(run: RunDir) -> str:
 def _on_every_host(run: RunDir, coordinator: str, action: Callable[[Host], None], done: str) -> Ended:
     federation = configured(run)
     hosts = Hosts(federation, work_of(federation, run))
-    nodes: dict[str, str] = {}
+    machines: dict[str, str] = {}
     failed: list[str] = []
     try:
-        for name, host in hosts.of_nodes().items():
+        for machine, host in hosts.by_machine().items():
             try:
                 action(host)
-                nodes[name] = done
+                machines[machine] = done
             except FedctlError as error:
-                nodes[name] = error.message
-                failed.append(name)
+                machines[machine] = error.message
+                failed.append(machine)
     finally:
         hosts.close()
-    return Ended(run=run.name, coordinator=coordinator, nodes=nodes, failed=tuple(failed))
+    return Ended(run=run.name, coordinator=coordinator, machines=machines, failed=tuple(failed))

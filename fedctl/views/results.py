@@ -1,6 +1,7 @@
 """What each command shows of what its operation returned: words for people, or one JSON document."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,8 +52,8 @@ def checked(found: "Checked", *, as_json: bool) -> None:
         show_json({**_plain_value(found), "passed": found.passed})
         return
     rows = [["your code", "", _word(found.code), found.code.value]]
-    for node, findings in found.nodes.items():
-        rows += [[node if i == 0 else "", one.name, _word(one), one.value] for i, one in enumerate(findings)]
+    for names, findings in _alike(found.nodes):
+        rows += [[names if i == 0 else "", one.name, _word(one), one.value] for i, one in enumerate(findings)]
     show_rows(["NODE", "WHAT", "", "FOUND"], rows)
     for where, one in _failures(found):
         note(f"{where}: {one.name}: {one.remedy or 'no remedy is known'}")
@@ -92,12 +93,14 @@ def launched(state: RunState, *, was_live: bool, as_json: bool) -> None:
         show_json(report(state, alive=False).to_json())
         return
     if not was_live:
-        show_summary(state)
+        show_summary(state if state.status != "failed" else dataclasses.replace(state, reason=None))
     if state.status == "finished":
         note(f"the model is runs/{state.run}/model.ckpt, and model.safetensors beside it")
     elif state.status == "held":
-        note(f"round {state.open.number if state.open else 0} is held: look with `fedctl aggregate`, then")
-        note("`fedctl aggregate --commit` makes it the next model, and `fedctl launch --resume latest --hold` goes on")
+        note(f"`fedctl aggregate {state.run}` shows what the held round would give")
+    for node in state.nodes.values():
+        if state.status == "finished" and not node.contributions:
+            note(f"{node.name} contributed to no round: {node.error or 'it was never drawn'}")
 
 
 def status(state: RunState, *, alive: bool, as_json: bool) -> None:
@@ -139,8 +142,8 @@ def ended(done: "Ended", *, as_json: bool) -> None:
         show_json(_plain_value(done))
         return
     note(f"run {done.run}: coordinator {done.coordinator}")
-    for node, what in done.nodes.items():
-        note(f"machine of {node}: {what}")
+    for machine, what in done.machines.items():
+        note(f"{machine}: {what}")
     if done.failed:
         note("try again when those can be reached; nothing was removed here")
 
@@ -154,17 +157,28 @@ def aggregated(done: "AggregateReport | Committed", *, as_json: bool) -> None:
         note(f"round {done.round} of run {done.run} is closed: {done.strategy} of {', '.join(done.contributors)}")
         note(f"go on with `fedctl launch --resume {done.run}`")
     else:
+        whole = sum(one.share for one in done.contributors)
         rows = [
-            [one.name, f"{one.share:g}", "" if one.distance is None else f"{one.distance:.4f}"]
+            [one.name, f"{one.share / whole:6.1%}", "" if one.distance is None else f"{one.distance:.4f}"]
             for one in done.contributors
         ]
-        show_rows(["CONTRIBUTOR", "WEIGHT", "DISTANCE FROM THE RESULT"], rows)
-        note(f"{done.strategy} of {len(rows)}: {done.output}, {done.parameters:,} parameters, {size(done.blob.size)}")
+        show_rows(["CONTRIBUTOR", "SHARE", "DISTANCE FROM THE RESULT"], rows)
+        output = os.path.relpath(done.output)
+        note(f"{done.strategy} of {len(rows)}: {output}, {done.parameters:,} parameters, {size(done.blob.size)}")
 
 
 def _is_committed(done: "AggregateReport | Committed") -> "TypeIs[Committed]":
     """Views import no operations: what came of one is known by what it has."""
     return hasattr(done, "round")
+
+
+def _alike(nodes: Mapping[str, tuple["Finding", ...]]) -> Iterator[tuple[str, tuple["Finding", ...]]]:
+    """Nodes of which the same was found share their rows."""
+    groups: dict[tuple[Finding, ...], list[str]] = {}
+    for node, findings in nodes.items():
+        groups.setdefault(findings, []).append(node)
+    for findings, names in groups.items():
+        yield names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", findings
 
 
 def _word(finding: "Finding") -> str:

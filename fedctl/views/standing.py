@@ -43,8 +43,11 @@ def title(status: StatusReport) -> Text:
 def outcome_lines(status: StatusReport, width: int) -> list[Text]:
     """Why a run stands still and what to type next; nothing while it runs and once it is finished."""
     lines = folded(Text(plain(status.reason), "red"), width) if status.reason else []
+    failed = [node.name for node in status.nodes if node.state == "failed"]
+    if failed and status.state != "running":
+        lines.append(Text.assemble("why: ", (f"fedctl logs {plain(failed[0])} --run {status.run}", "bold")))
     if status.state == "held":
         lines.append(Text.assemble("to go on: ", (f"fedctl aggregate {status.run} --commit", "bold")))
-    if status.resume:
+    elif status.resume:
         lines.append(Text.assemble("to resume: ", (status.resume, "bold")))
     return [cut(line, width) for line in lines]

@@ -33,7 +33,7 @@ def figure(name: str, value: float | None) -> str:
     digits = 3 if "loss" in name.lower() else 4
     magnitude = abs(value)
     if value and not 10 ** (1 - digits) <= magnitude < 10**5:
-        return f"{value:.{digits - 2}e}"
+        return f"{value:.{digits - 2}e}".replace("e-0", "e-").replace("e+0", "e+")
     if digits == 4 and magnitude <= 1:
         return f"{value:.4f}"
     return f"{value:#.{digits}g}".rstrip(".") if magnitude < 10**digits else f"{value:.0f}"

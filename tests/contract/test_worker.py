@@ -10,10 +10,10 @@ import json
 import os
 import queue
 import signal
-import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -216,7 +216,7 @@ def either(request, tmp_path, light):
 
 
 def test_a_task_goes_from_start_to_result_and_its_process_stays_warm(either):
-    assert either.start("r0001/a/a1", seconds=0.1) == {"re": 4, "state": "started"}
+    assert either.start("r0001/a/a1", seconds=0.1)["state"] == "started"
     assert either.progress("r0001/a/a1") == "training"
     result = either.result("r0001/a/a1")
     assert (result.examples, result.error) == (7, None)
@@ -226,7 +226,7 @@ def test_a_task_goes_from_start_to_result_and_its_process_stays_warm(either):
     answer, log = either.line.ask_for_bytes(
         "read", **either.run, key="r0002/a/a1", name="train.log", offset=0, limit=99
     )
-    assert (answer["size"], log) == (22, b"this is r0002/a/a1\n"[:22]) or log == b"this is r0002/a/a1\n"
+    assert (answer["size"], log) == (19, b"this is r0002/a/a1\n")
     assert either.ask("list")["tasks"] == {"r0001-a-a1": "done", "r0002-a-a1": "done"}
 
 
@@ -384,15 +384,12 @@ def test_a_worker_leaves_when_it_has_been_idle_and_another_comes_for_the_next_ta
 
 def test_two_workers_never_serve_one_run(machine):
     lines = [machine.line, *(machine.connect() for _ in range(3))]
-    for line in lines:
-        line.ask("worker", **machine.run, worker=machine.worker)
+    with ThreadPoolExecutor(4) as pool:
+        asked = pool.map(lambda line: line.ask("worker", **machine.run, worker=machine.worker), lines * 5)
+        assert sum(answer["started"] for answer in asked) == 1
     machine.start("r0001/a/a1", seconds=0.1)
     machine.result("r0001/a/a1")
-    paths = [str(machine.home / "bundle" / machine.digest / part) for part in ("project", ".")]
-    code = f"import sys; sys.path[0:1] = {paths!r}; from fedctl.node.worker import main; main({str(machine.folder)!r})"
-    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True)
-    assert (done.returncode, done.stderr) == (0, b"")
-    until(lambda: sum(b"worker import main" in said for said in processes(machine.home).values()) <= 2)
+    assert sum(b"worker import main" in said for said in processes(machine.home).values()) <= 2, "it and its fork"
     machine.start("r0001/b/a1")
     machine.result("r0001/b/a1")
     assert len(machine.begun()) == 2

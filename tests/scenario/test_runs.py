@@ -154,7 +154,7 @@ def test_an_update_with_a_nan_is_refused_by_name_and_the_round_goes_on(tmp_path)
     scene.world.broken.add(("bob", 1))
     state = scene.go()
     (failed,) = of_kind(scene.events, TaskFailed)
-    assert failed.reason == "the update of bob: tensor `w` has NaN or infinite values"
+    assert failed.reason == "its update: tensor `w` has NaN or infinite values"
     assert failed.retryable is False
     assert not scene.run.update(1, "bob").exists(), "a what-if must not find it"
     assert [report.contributors for report in state.history] == [("alice", "carol"), three]

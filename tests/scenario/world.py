@@ -195,7 +195,7 @@ class FakeHosts:
     def of(self, node: str) -> FakeHost:
         return self._hosts[node]
 
-    def of_nodes(self) -> dict[str, FakeHost]:
+    def by_machine(self) -> dict[str, FakeHost]:
         return self._hosts
 
     def close(self) -> None:
