@@ -12,7 +12,7 @@ from typing import Any
 from fedctl.errors import ConfigError, ModelError, NodeError
 from fedctl.events import Event, ModelEvaluated, ModelInitialized, TaskFailed, TaskStarted, Traffic, UpdateReceived
 from fedctl.federation import Federation
-from fedctl.hosts import Done, Host
+from fedctl.host import Done, Host
 from fedctl.plan import Perform
 from fedctl.records import Blob, Progress, Task, TaskKey
 from fedctl.rundir import RunDir, copy_atomically, digest

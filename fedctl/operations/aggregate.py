@@ -77,8 +77,7 @@ def _what_if(request: Request, run: RunDir) -> AggregateReport:
     federation = configured(run)
     state = fold(read(run.journal))
     number = request.round or (state.open.number if state.open and state.open.updates else state.round)
-    folder = run.round(number) / "updates"
-    names = sorted(path.stem for path in folder.glob("*.safetensors"))
+    names = [name for name in _in_time(state, number) if run.update(number, name).exists()]
     if not names:
         raise StateError(f"run {run.name} has no updates of round {number}", hint=_rounds_with_updates(run))
     strategy = _strategy(request, federation.strategy)
@@ -121,6 +120,13 @@ def _commit(request: Request, run: RunDir) -> Committed:
     return Committed(
         run=run.name, round=event.round, strategy=strategy.name, model=event.model, contributors=event.contributors
     )
+
+
+def _in_time(state: RunState, number: int) -> Sequence[str]:
+    """The nodes whose updates count for a round: one that came after its end lies there too, and does not."""
+    if state.open and state.open.number == number:
+        return tuple(state.open.updates)
+    return next((sorted(report.contributors) for report in state.history if report.number == number), ())
 
 
 def _contributors(state: RunState) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from typing import Any
 from fedctl import topology
 from fedctl.errors import ConfigError, NodeError
 from fedctl.federation import Federation, Node
-from fedctl.hosts import Host, Hosts, Work
+from fedctl.host import Host, Work
+from fedctl.hosts import Hosts
 from fedctl.operations.rehearsal import rehearse
 from fedctl.records import Blob
 from fedctl.strategies import build

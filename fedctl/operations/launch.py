@@ -14,7 +14,8 @@ from fedctl import bundle, rundir, topology
 from fedctl.coordinator import Coordinator, Sink
 from fedctl.errors import ConfigError, FedctlError, StateError
 from fedctl.federation import Federation, needed
-from fedctl.hosts import Hosts, Work
+from fedctl.host import Work
+from fedctl.hosts import Hosts
 from fedctl.journal import read
 from fedctl.operations.rehearsal import rehearse
 from fedctl.records import Blob

@@ -11,7 +11,7 @@ from fedctl import bundle
 from fedctl.errors import NodeError
 from fedctl.events import ModelInitialized, TaskFailed
 from fedctl.federation import Federation
-from fedctl.hosts import Host, Work
+from fedctl.host import Host, Work
 from fedctl.jobs import perform
 from fedctl.plan import Perform
 from fedctl.records import COORDINATOR, Blob, TaskKey

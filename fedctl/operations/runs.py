@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from fedctl import rundir
 from fedctl.errors import FedctlError, StateError, UsageError
-from fedctl.hosts import Host, Hosts
+from fedctl.host import Host
+from fedctl.hosts import Hosts
 from fedctl.journal import read
 from fedctl.operations.launch import configured, work_of
 from fedctl.records import TaskKey

@@ -6,8 +6,8 @@ A `Workshop` is a temporary folder with that federation, in which runs are made,
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -81,17 +81,31 @@ class Workshop:
         """The folder of a federation whose run `bench` has finished; made at the first call for each `again`."""
         if (nodes, rounds, again) not in self._runs:
             folder = self.folder(nodes, rounds)
-            run([*FEDCTL, "launch", "--run", "bench"], cwd=folder, env=self.environment(folder))
+            self.launch(folder)
             self._runs[nodes, rounds, again] = folder
         return self._runs[nodes, rounds, again]
+
+    def launch(self, folder: Path) -> None:
+        """Run a federation to its end, as the run `bench`."""
+        with self._no_worker_left(folder):
+            run([*FEDCTL, "launch", "--run", "bench"], cwd=folder, env=self.environment(folder))
 
     def cpu_of_a_run(self, nodes: int, rounds: int) -> tuple[float, Path]:
         """The CPU seconds of a whole run, and its folder."""
         folder = self.folder(nodes, rounds)
-        spent = cpu_seconds(
-            [*FEDCTL, "launch", "--run", "bench", "--file", str(folder / "fed.yaml")], env=self.environment(folder)
-        )
-        return spent, folder
+        argv = [*FEDCTL, "launch", "--run", "bench", "--file", str(folder / "fed.yaml")]
+        with self._no_worker_left(folder):
+            return cpu_seconds(argv, env=self.environment(folder)), folder
+
+    @contextmanager
+    def _no_worker_left(self, folder: Path) -> Iterator[None]:
+        """A run that fails, or is left, would leave a worker to the benchmarks that follow."""
+        try:
+            yield
+        except BaseException:
+            with suppress(RuntimeError):
+                run([*FEDCTL, "stop", "bench"], cwd=folder, env=self.environment(folder))
+            raise
 
 
 def journal(folder: Path) -> list[Event]:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from fedctl.events import RoundOpened
 from tests.bench.digits import Workshop, journal
-from tests.bench.measure import FEDCTL, Row, interleaved, median, ratio, run, seconds, shown
+from tests.bench.measure import Row, interleaved, median, ratio, seconds, shown
 
 NODES = 5
 TIMES = 4
@@ -36,7 +36,7 @@ def start(workshop: Workshop) -> list[Row]:
 def _to_the_first_round(workshop: Workshop) -> float:
     folder = workshop.folder(NODES, rounds=1)
     began = datetime.now(UTC)
-    run([*FEDCTL, "launch", "--run", "bench"], cwd=folder, env=workshop.environment(folder))
+    workshop.launch(folder)
     opened = next(event for event in journal(folder) if isinstance(event, RoundOpened))
     time.sleep(0.2)  # its processes are leaving still
     return (opened.at - began).total_seconds()

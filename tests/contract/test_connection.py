@@ -332,7 +332,7 @@ def test_an_agent_that_ends_at_once_is_shown_with_its_last_words(tmp_path, statu
 
 def test_an_agent_that_cannot_be_installed_is_shown_with_its_last_words(tmp_path):
     (tmp_path / "home").write_text("a file in the way")
-    with pytest.raises(NodeError, match="the agent could not be installed: .*Error"):
+    with pytest.raises(NodeError, match=r"the agent could not be installed: .*Error"):
         Connection.open(LocalTransport(home=str(tmp_path / "home")), sys.executable)
 
 

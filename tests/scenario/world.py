@@ -21,7 +21,7 @@ from fedctl.coordinator import Coordinator
 from fedctl.errors import NodeError
 from fedctl.events import Event, Traffic, dump
 from fedctl.federation import Federation, Monitor, Named, Node, Schedule, TaskSpec
-from fedctl.hosts import Done
+from fedctl.host import Done
 from fedctl.journal import Journal
 from fedctl.records import COORDINATOR, Blob, Progress, Result, Score, Task, TaskKey
 from fedctl.rundir import RunDir

@@ -40,7 +40,7 @@ def test_what_is_appended_is_read(path):
 
 
 def test_a_missing_journal_is_named(tmp_path):
-    with pytest.raises(StateError, match="cannot read .*nothing.jsonl"):
+    with pytest.raises(StateError, match=r"cannot read .*nothing\.jsonl"):
         journal.read(tmp_path / "nothing.jsonl")
 
 

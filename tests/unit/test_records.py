@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 
@@ -68,7 +69,7 @@ def test_a_key_is_read_back_to_the_letter(text):
         "r0003/-a/a1",
         "r0003/a/b/a1",
         "r0003/alice/a1\n",
-        "r٠٠٠٣/alice/a1",
+        "r\u0660\u0660\u0660\u0663/alice/a1",
         "r" + "9" * 5000 + "/alice/a1",
         f"r0003/{'a' * 65}/a1",
     ],
@@ -140,10 +141,8 @@ def test_arbitrary_json_raises_nothing_but_valueerror(kind, value):
 @settings(max_examples=40)
 def test_a_record_with_one_arbitrary_field_is_read_or_a_valueerror(record, data):
     name = data.draw(st.sampled_from(sorted(record.to_json())))
-    try:
+    with contextlib.suppress(ValueError):
         type(record).from_json(changed(record, **{name: data.draw(JSON)}))
-    except ValueError:
-        pass
 
 
 def test_a_diverged_metric_is_null_on_the_wire_and_nan_behind_it():

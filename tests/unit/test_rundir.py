@@ -107,11 +107,11 @@ def test_a_run_that_another_process_holds_shows_its_owner(tmp_path):
     with held_by_another_process(run) as process:
         assert run.is_alive()
         assert run.owner()["pid"] == process.pid
-        with pytest.raises(
-            StateError, match=rf"run one is held by process {process.pid} of \S+ on \S+ since"
-        ) as caught:
-            with run.lock():
-                pass
+        with (
+            pytest.raises(StateError, match=rf"run one is held by process {process.pid} of \S+ on \S+ since") as caught,
+            run.lock(),
+        ):
+            pass
         assert "fedctl status one" in caught.value.hint
         assert run.owner()["pid"] == process.pid, "a refused one writes nothing"
         process.kill()
