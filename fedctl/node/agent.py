@@ -255,6 +255,8 @@ class Run:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
+            if self.worker is not None:
+                self.worker.wait()  # it has let go of the lock, so it is at its end
             # The worker inherits the lock: it is held, and its number known, from the worker's first moment on.
             code = f"from fedctl.node.worker import main; main({str(self.path)!r}, {lock.fileno()})"
             remove(self.path / "worker.pid")

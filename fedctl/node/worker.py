@@ -7,6 +7,7 @@ would not be safe (another platform, threads in the parent) its children are fre
 
 import contextlib
 import fcntl
+import functools
 import importlib
 import json
 import os
@@ -18,6 +19,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,8 @@ def main(path: str, lock: int) -> None:
     folder = Path(path)
     spec = json.loads((folder / "worker.json").read_text())
     pool = Pool(folder, spec, lock)
+    # Every Trainer asks for the entry points of all installed packages, which do not change while a worker lives.
+    metadata.entry_points = functools.lru_cache(metadata.entry_points)  # type: ignore[assignment]
     # OpenBLAS starts its threads as NumPy is imported, and a process with threads cannot be forked safely.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for module in spec["preload"]:

@@ -487,6 +487,7 @@ class TestAgent:
             served.agent.look()
             time.sleep(0.02)
         result = served.sent[0][0]["result"]
+        served.agent.runs["aaaa"].worker.wait()
         assert result["error"] == "the worker does not stay: no torch here"
         assert (served.home / "calls").read_text().count("called") <= 3, "once for each start, and once more"
         assert served.ask("start", **RUN, key=KEY, task=TASK, worker=worker) == {"state": "done", "result": result}

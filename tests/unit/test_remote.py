@@ -14,8 +14,10 @@ def test_the_agent_is_served_by_its_hash():
     assert remote.serve_agent("/opt/ml env/bin/python", DIGEST) == (
         "sh",
         "-c",
-        'test -f "${FEDCTL_HOME:-$HOME/.fedctl}"/agent-0123456789ab.py || exit 90; '
-        'exec "$0" -I "${FEDCTL_HOME:-$HOME/.fedctl}"/agent-0123456789ab.py serve',
+        (
+            'test -f "${FEDCTL_HOME:-$HOME/.fedctl}"/agent-0123456789ab.py || exit 90; '
+            'exec "$0" -I "${FEDCTL_HOME:-$HOME/.fedctl}"/agent-0123456789ab.py serve'
+        ),
         "/opt/ml env/bin/python",
     )
 

@@ -123,7 +123,8 @@ def test_a_run_that_another_process_holds_shows_its_owner(tmp_path):
 def test_asking_whether_a_run_is_alive_does_not_keep_one_from_taking_it(tmp_path):
     run = create(tmp_path)
     code = (
-        "import sys, time; from pathlib import Path; from fedctl.rundir import RunDir; run = RunDir(Path(sys.argv[1]))\n"
+        "import sys, time; from pathlib import Path; from fedctl.rundir import RunDir\n"
+        "run = RunDir(Path(sys.argv[1]))\n"
         "print('asking', flush=True)\n"
         "while True: run.is_alive(); time.sleep(0.001)\n"
     )
