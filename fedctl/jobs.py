@@ -17,6 +17,9 @@ from fedctl.plan import Perform
 from fedctl.records import Blob, Progress, Task, TaskKey
 from fedctl.rundir import RunDir, copy_atomically, digest
 
+SLACK = 1 << 20
+"""How many bytes an update may have beyond twice its model: room for a header of another making."""
+
 Clock = Callable[[], datetime]
 
 
@@ -102,6 +105,9 @@ def _answer(action: Perform, done: Done, host: Host, run: RunDir, clock: Clock) 
         return ModelEvaluated(at=clock(), task=key, scores=result.scores, seconds=result.seconds, bytes=done.traffic)
     if result.update is None:
         raise NodeError("the node returned no update")
+    base = action.models.get("base")
+    if base and result.update.size > 2 * base.size + SLACK:
+        raise ModelError(f"its update is {result.update.size:,} bytes, of a model of {base.size:,}")
     target = _target(run, key)
     came = 0 if _is_there(target, result.update) else host.fetch_update(key, result.update, target)
     if key.kind == "initialize":

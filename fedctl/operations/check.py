@@ -102,7 +102,7 @@ def _check_node(host: Host, node: Node) -> Iterator[Finding]:
     yield Finding(
         name="clock",
         passed=abs(skew) <= MOST_SKEW_S,
-        value=f"{skew:+.1f} s".replace("-0.0", "+0.0"),
+        value="in step" if abs(skew) < 1 else f"{skew:+.0f} s",
         remedy="let the node keep its clock by NTP; fedctl itself counts on the coordinator's alone",
     )
 

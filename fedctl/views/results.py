@@ -178,7 +178,7 @@ def _alike(nodes: Mapping[str, tuple["Finding", ...]]) -> Iterator[tuple[str, tu
     for node, findings in nodes.items():
         groups.setdefault(findings, []).append(node)
     for findings, names in groups.items():
-        yield names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", findings
+        yield ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more", findings
 
 
 def _word(finding: "Finding") -> str:
