@@ -4,48 +4,16 @@ Owns the only error boundary. Imports stand inside the commands, so that `--help
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 from fedctl.errors import FedctlError
+from fedctl.verbatim import Command, Group
 
 if TYPE_CHECKING:
     from fedctl.rundir import RunDir
-
-
-class _Verbatim:
-    """Takes a parameter as it was typed, which is all that a text, a path or a flag needs."""
-
-    def __init__(self, kind: type[str | Path | bool]) -> None:
-        self._kind = kind
-
-    def coerce(self, value: Any, **_: object) -> Any:
-        return value if value is None else self._kind(value)
-
-
-def _take_verbatim(params: Sequence[Any]) -> None:
-    """Spare these Typer's own check: it loads pydantic, which would double the start of `status`."""
-    for param in params:
-        kind = getattr(getattr(param, "type_descriptor", None), "annotation", None)
-        if kind in (str, Path, bool) and getattr(param, "_runtime_param", "absent") is None:
-            param._runtime_param = _Verbatim(kind)  # noqa: SLF001  (another Typer has no such thing, and needs none)
-
-
-class _Command(TyperCommand):
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        _take_verbatim(self.get_params(ctx))
-        return super().parse_args(ctx, args)
-
-
-class _Group(TyperGroup):
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        _take_verbatim(self.get_params(ctx))
-        return super().parse_args(ctx, args)
-
 
 app = typer.Typer(
     name="fedctl",
@@ -97,7 +65,7 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(cls=_Group)
+@app.callback(cls=Group)
 def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
@@ -106,7 +74,7 @@ def root(
     """Federated learning over the SSH you already have."""
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def init(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to put it; made if it is not there.")] = Path(),
     template: Annotated[
@@ -131,7 +99,7 @@ def init(
         results.scaffolded(made, missing=scaffold.missing_requirements(made), as_json=json)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def check(file: FileOption = FED_YAML, set_: SetOption = None, json: JsonOption = False) -> None:
     """See that every node and your code are ready; change nothing.
 
@@ -147,7 +115,7 @@ def check(file: FileOption = FED_YAML, set_: SetOption = None, json: JsonOption 
         raise typer.Exit(4)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def launch(
     file: FileOption = FED_YAML,
     run: Annotated[
@@ -188,7 +156,7 @@ def launch(
     raise_if_failed(state)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def status(
     run: RunArgument = None,
     follow: Annotated[bool, typer.Option("--follow", "-F", help="Stay, and draw it as it goes on.")] = False,
@@ -211,7 +179,7 @@ def status(
     results.status(state, alive=alive, as_json=json)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def logs(
     node: Annotated[str, typer.Argument(help="The node's name.")],
     run: Annotated[str | None, typer.Option("--run", metavar="RUN", help="Which run; without it the latest.")] = None,
@@ -229,7 +197,7 @@ def logs(
     results.log(log(_find(file, run), node, follow=follow and not json), as_json=json)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def stop(run: RunArgument = None, file: FileOption = FED_YAML, json: JsonOption = False) -> None:
     """Stop a run: its coordinator, then its workers.
 
@@ -241,7 +209,7 @@ def stop(run: RunArgument = None, file: FileOption = FED_YAML, json: JsonOption 
     results.ended(operation(_find(file, run)), as_json=json)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def clean(run: RunArgument = None, file: FileOption = FED_YAML, json: JsonOption = False) -> None:
     """Remove what a run left, here and on its nodes.
 
@@ -256,7 +224,7 @@ def clean(run: RunArgument = None, file: FileOption = FED_YAML, json: JsonOption
         raise typer.Exit(4)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def aggregate(
     sources: Annotated[
         list[str] | None, typer.Argument(metavar="[RUN or FILES...]", help="A run, or .safetensors and .ckpt files.")

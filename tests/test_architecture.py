@@ -69,7 +69,7 @@ FORBIDDEN = {
 """Arrows that would point up."""
 
 DOORS = {
-    "typer": ("fedctl.cli",),
+    "typer": ("fedctl.cli", "fedctl.verbatim"),
     "rich": ("fedctl.views",),
     "pydantic": ("fedctl.topology",),
     "pydantic_core": ("fedctl.topology",),
