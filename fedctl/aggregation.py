@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedctl.errors import UsageError
+from fedctl.errors import FedctlError, ModelError, UsageError
 from fedctl.federation import Named
 from fedctl.records import Blob
 from fedctl.strategies import Contribution, Strategy, build
@@ -131,10 +131,16 @@ def aggregate_round(
         weights = Weights.open(path)
         check_spec(weights.spec, start.spec, what=f"update of {name}")
         contributions.append(Contribution(name=name, weight=examples, weights=weights))
-    outcome = strategy.aggregate(start, contributions, Weights.open(memory) if memory else {})
-    if outcome.memory and memory_out:
-        save(memory_out, outcome.memory)
-    return save(model_out, _checked(outcome.model))
+    try:
+        outcome = strategy.aggregate(start, contributions, Weights.open(memory) if memory else {})
+        check_spec(spec_of(outcome.model), start.spec, what="the aggregated model")
+        if outcome.memory and memory_out:
+            save(memory_out, outcome.memory)
+        return save(model_out, _checked(outcome.model))
+    except (FedctlError, OSError):
+        raise
+    except Exception as error:  # a user's own strategy may raise anything
+        raise ModelError(f"the strategy {type(strategy).__name__} failed: {type(error).__name__}: {error}") from error
 
 
 def _checked_weights(weights: Sequence[float] | None, files: int, unweighted: str | None) -> list[float]:

@@ -1,6 +1,7 @@
 """The code bundle: the user's files and fedctl's node part in one tar, named by the SHA-256 of its bytes.
 
-The same files give the same bytes. Data, keys, secrets, environments and what runs leave behind never enter it.
+The same files give the same bytes. Only code enters it: Python files and small settings. Rows, models, keys, whatever
+is called a secret, fed.yaml (which names the other nodes), environments and what runs leave behind do not.
 """
 
 import ast
@@ -16,6 +17,8 @@ from fedctl.errors import ConfigError
 from fedctl.federation import Federation
 
 LARGEST = 50 * 2**20
+CODE = (".py", ".toml", ".cfg", ".ini", ".json", ".yaml", ".yml", ".txt")
+"""What may be code or a setting of it; any other file stays where it is."""
 LEFT_OUT_FOLDERS = (
     "runs",
     "data",
@@ -28,7 +31,17 @@ LEFT_OUT_FOLDERS = (
     "lightning_logs",
     "*.egg-info",
 )
-LEFT_OUT_FILES = ("*.pem", "*.key", "id_*", "*.pyc", "*.ckpt", "*.safetensors", "*.pt", "*.pth", "known_hosts", "*.log")
+LEFT_OUT_FILES = (
+    "fed.yaml*",
+    "id_*",
+    "*secret*",
+    "*credential*",
+    "*password*",
+    "*token*",
+    "known_hosts*",
+    "*.pem",
+    "*.key",
+)
 NODE_PART = ("__init__.py", "header.py", "records.py", "errors.py", "weights.py", "partition.py", "codecs", "node")
 
 
@@ -59,7 +72,8 @@ def project_files(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not _is_left_out(name, LEFT_OUT_FOLDERS))
         for name in sorted(files):
             path = Path(parent, name)
-            if not _is_left_out(name, LEFT_OUT_FILES) and path.is_file() and not path.is_symlink():
+            is_code = path.suffix in CODE and not _is_left_out(name.lower(), LEFT_OUT_FILES)
+            if is_code and path.is_file() and not path.is_symlink():
                 yield path
 
 

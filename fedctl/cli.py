@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedctl.errors import FedctlError
+from fedctl.errors import ConfigError, FedctlError, NodeError, StateError
 from fedctl.verbatim import Command, Group
 
 if TYPE_CHECKING:
@@ -55,6 +55,12 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        from fedctl.views.show import error as show
+
+        where = f"{error.filename}: " if error.filename else ""
+        show(StateError(f"{where}{error.strerror or error}", hint="make room there, or make it writable"), json=as_json)
+        sys.exit(StateError.exit_code)
 
 
 def _version(value: bool) -> None:
@@ -112,7 +118,7 @@ def check(file: FileOption = FED_YAML, set_: SetOption = None, json: JsonOption 
     checked = operation(file, set_ or ())
     results.checked(checked, as_json=json)
     if not checked.passed:
-        raise typer.Exit(4)
+        raise typer.Exit(NodeError.exit_code if checked.code.passed else ConfigError.exit_code)
 
 
 @app.command(cls=Command)
@@ -206,7 +212,10 @@ def stop(run: RunArgument = None, file: FileOption = FED_YAML, json: JsonOption 
     from fedctl.operations.runs import stop as operation
     from fedctl.views import results
 
-    results.ended(operation(_find(file, run)), as_json=json)
+    ended = operation(_find(file, run))
+    results.ended(ended, as_json=json)
+    if ended.failed:
+        raise typer.Exit(NodeError.exit_code)
 
 
 @app.command(cls=Command)
@@ -221,7 +230,7 @@ def clean(run: RunArgument = None, file: FileOption = FED_YAML, json: JsonOption
     ended = operation(_find(file, run))
     results.ended(ended, as_json=json)
     if ended.failed:
-        raise typer.Exit(4)
+        raise typer.Exit(NodeError.exit_code)
 
 
 @app.command(cls=Command)

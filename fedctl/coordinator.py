@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol, assert_never
 
-from fedctl.errors import FedctlError, NodeError, RunError
+from fedctl.errors import FedctlError, ModelError, NodeError, RunError
 from fedctl.events import (
     Event,
     ModelInitialized,
@@ -93,7 +93,7 @@ class Coordinator:
     def run(self) -> RunState:
         """Work until the run is over; the caller holds the run's lock.
 
-        Raises ConfigError when the user's code cannot be used, ModelError when the updates cannot be aggregated.
+        Raises ConfigError when the user's code cannot be used.
         """
         self._run.sweep()
         with Journal(self._run.journal) as journal:
@@ -107,7 +107,8 @@ class Coordinator:
     def _submit(self) -> None:
         """Put in flight what is planned and is not; an action that changes nothing would come back at once for ever."""
         for action in plan(self._state, self._federation, self._clock(), hold=self._hold):
-            if action.key not in self._in_flight and len(self._in_flight) < MOST_IN_FLIGHT:
+            is_full = len(self._in_flight) >= MOST_IN_FLIGHT and isinstance(action, Perform)
+            if action.key not in self._in_flight and not is_full:
                 self._in_flight.add(action.key)
                 self._begin(action)
 
@@ -152,16 +153,22 @@ class Coordinator:
             case Cancel(task=key):
                 return self._cancel(key)
             case Aggregate():
-                return close_round(
-                    self._run,
-                    self._state,
-                    contributors=action.contributors,
-                    strategy=self._strategy,
-                    model_args=self._federation.task.model_args,
-                    at=self._clock,
-                )
+                return self._aggregate(action)
             case _:
                 assert_never(action)
+
+    def _aggregate(self, action: Aggregate) -> Event:
+        try:
+            return close_round(
+                self._run,
+                self._state,
+                contributors=action.contributors,
+                strategy=self._strategy,
+                model_args=self._federation.task.model_args,
+                at=self._clock,
+            )
+        except ModelError as error:
+            return RunFailed(at=self._clock(), reason=f"round {action.round} cannot be aggregated: {error.message}")
 
     def _cancel(self, key: TaskKey) -> TaskFailed:
         reason = f"the deadline of {self._federation.schedule.deadline_s:.0f} s passed"
@@ -252,4 +259,8 @@ class Coordinator:
 def raise_if_failed(state: RunState) -> None:
     """Raises RunError for a run that gave up."""
     if state.status == "failed":
-        raise RunError(state.reason or "the run failed", hint=f"`fedctl launch --resume {state.run}` tries again")
+        raise RunError(
+            state.reason or "the run failed",
+            hint=f"`fedctl launch --resume {state.run}` tries again with the same code; "
+            "changed code needs a new `fedctl launch`",
+        )

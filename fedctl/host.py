@@ -4,6 +4,7 @@ Owns the connection and its renewal, what the machine needs (bundle, worker) and
 nothing of rounds, strategies or the journal.
 """
 
+import itertools
 import queue
 import random
 import threading
@@ -20,9 +21,10 @@ from fedctl.records import Blob, Progress, Result, Task, TaskKey
 from fedctl.rundir import digest
 from fedctl.transports import Transport
 
-IDLE_S = 600.0
+IDLE_S = 300.0
 """How long a worker stays after its last task."""
-RECONNECTS = 5
+RECONNECTS = 6
+LONGEST_REST_S = 30.0
 PIECE = 4 * 2**20
 
 Answer = TypeVar("Answer")
@@ -59,6 +61,7 @@ class Host:
         self._connection: Connection | None = None
         self._connecting = threading.Lock()
         self._sending: dict[str, threading.Lock] = {}
+        self._cancelled: set[TaskKey] = set()
         self._is_prepared = False
         self._is_closed = False
 
@@ -77,14 +80,18 @@ class Host:
 
     def prepare(self) -> Mapping[str, Any]:
         """Make the machine ready: agent, bundle, and a worker that begins to import. Returns the agent's facts."""
-        connection = self.connection()
-        with self._lock_of("prepare"):
-            if not self._is_prepared:
-                self._put(connection, self._work.bundle, self._work.bundle_path)
-                connection.ask("unpack", digest=self._work.bundle.digest)
-                self._ask("worker", worker=self._worker())
-                self._is_prepared = True
-        return connection.facts
+
+        def attempt() -> Mapping[str, Any]:
+            connection = self.connection()
+            with self._lock_of("prepare"):
+                if not self._is_prepared:
+                    self._put(connection, self._work.bundle, self._work.bundle_path)
+                    connection.ask("unpack", digest=self._work.bundle.digest)
+                    self._ask("worker", worker=self._worker())
+                    self._is_prepared = True
+            return connection.facts
+
+        return self._patiently(attempt, tries=RECONNECTS)
 
     def perform(
         self,
@@ -94,7 +101,7 @@ class Host:
         started: Callable[[], None],
         progressed: Callable[[Progress], None],
     ) -> Done:
-        """Have a task done, through broken lines if need be; raises NodeError when the machine stays out of reach."""
+        """Have a task done, through broken lines for as long as it takes; raises NodeError once it is cancelled."""
         sent = 0
 
         def attempt() -> Result:
@@ -103,7 +110,7 @@ class Host:
             sent += self._put_models(connection, task, models)
             return self._follow(connection, task, started, progressed)
 
-        return Done(result=self._patiently(attempt), traffic=Traffic(sent=sent))
+        return Done(result=self._patiently(attempt, key=task.key), traffic=Traffic(sent=sent))
 
     def fetch_update(self, key: TaskKey, blob: Blob, target: Path) -> int:
         """Bring a task's update here, verified by its digest; returns the bytes that came."""
@@ -138,6 +145,7 @@ class Host:
 
     def cancel(self, key: TaskKey) -> None:
         """Stop a task."""
+        self._cancelled.add(key)
         self._ask("cancel", key=str(key))
 
     def tasks(self) -> Mapping[str, Any]:
@@ -175,7 +183,10 @@ class Host:
         try:
             answer = connection.ask("start", **self._run(), key=key, task=task.to_json(), worker=self._worker())
             if "missing" in answer:
-                raise ConnectionLost("a model is no longer on the node")
+                if self._work.bundle.digest in answer["missing"]:
+                    self._is_prepared = False
+                    self.prepare()
+                raise ConnectionLost("what the task needs is no longer on the node")
             started()
             if answer.get("state") == "done":
                 return _result(task.key, answer.get("result"))
@@ -207,18 +218,23 @@ class Host:
             request = {**self._run(), "key": str(key), "name": name, "offset": offset, "limit": PIECE}
             return self.connection().ask_for_bytes("read", **request)
 
-        return self._patiently(attempt)
+        return self._patiently(attempt, tries=RECONNECTS)
 
-    def _patiently(self, attempt: Callable[[], Answer]) -> Answer:
-        """What an attempt gives, made again over a new line when the line breaks; raises ConnectionLost in the end."""
-        for retry in range(RECONNECTS):
+    def _patiently(
+        self, attempt: Callable[[], Answer], *, tries: int | None = None, key: TaskKey | None = None
+    ) -> Answer:
+        """What an attempt gives, made again over a new line when one breaks; without `tries` until it is cancelled.
+
+        Raises ConnectionLost in the end.
+        """
+        for retry in itertools.count(1):
             try:
                 return attempt()
             except ConnectionLost:
-                if self._is_closed:
+                if self._is_closed or key in self._cancelled or retry == tries:
                     raise
-                time.sleep(min(30.0, 0.2 * 2**retry) * random.uniform(0.5, 1.0))
-        return attempt()
+                time.sleep(min(LONGEST_REST_S, 0.1 * 2 ** min(retry, 10)) * random.uniform(0.5, 1.0))
+        raise AssertionError("counted to the end")
 
     def _ask(self, op: str, **fields: Any) -> dict[str, Any]:
         return self.connection().ask(op, **self._run(), **fields)

@@ -1,6 +1,8 @@
 """The hosts of a federation: which nodes share a machine, a user and a Python, and so an agent and a worker."""
 
+import hashlib
 import sys
+from dataclasses import replace
 
 from fedctl.federation import Federation, Node
 from fedctl.host import Host, Work
@@ -20,7 +22,7 @@ class Hosts:
                 transport_to(nodes[0]),
                 python=nodes[0].python or sys.executable,
                 slots=max((node.slots or 0 for node in nodes), default=0),
-                work=work,
+                work=replace(work, identity=_identity(work.identity, nodes[0].python)),
             )
             for address, nodes in groups.items()
         }
@@ -36,8 +38,9 @@ class Hosts:
         """Each distinct host once, under a name for people: its address, and its Python where there are several."""
         machines: dict[str, Host] = {}
         for address, host in self._by_address.items():
-            name = str(address[0])
-            machines[name if name not in machines else f"{name}, {address[-1] or sys.executable}"] = host
+            parts = [str(part) for part in address if part is not None]
+            name = parts[0] if parts[0] not in machines else ", ".join(parts)
+            machines[name if name not in machines else f"{name}, {sys.executable}"] = host
         return machines
 
     def close(self) -> None:
@@ -46,6 +49,11 @@ class Hosts:
 
 
 _COORDINATORS_OWN = Node(name=COORDINATOR, host="local")
+
+
+def _identity(run: str, python: str | None) -> str:
+    """A run has a worker for each Python on a machine, and so a folder of its own there for each."""
+    return run if python is None else hashlib.sha256(f"{run} {python}".encode()).hexdigest()[:32]
 
 
 def _address(node: Node) -> tuple[object, ...]:

@@ -47,7 +47,7 @@ def task_of(federation: Federation, action: Perform) -> Task:
     node = federation.node(key.node)
     trainer = {**spec.trainer, "accelerator": node.accelerator, "devices": node.devices}
     for limit in ("max_epochs", "max_steps"):
-        if isinstance(trainer.get(limit), int):
+        if isinstance(trainer.get(limit), int) and trainer[limit] > 0:
             trainer[limit] *= action.passes
     return Task(**common, data_args={**spec.data_args, **node.data}, trainer=trainer, threads=node.threads)
 

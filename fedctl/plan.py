@@ -5,7 +5,7 @@ whose `key` is not yet in flight; every action ends in an event that changes the
 """
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -153,7 +153,7 @@ def _round(state: RunState, opened: RoundState, federation: Federation, now: dat
     updates = opened.updates
     quorum = needed(federation.schedule.quorum, len(opened.nodes))
     if len(updates) < quorum:
-        missing = "; ".join(_missing(state, opened, name) for name in opened.nodes if name not in updates)
+        missing = _few([_missing(state, opened, name) for name in opened.nodes if name not in updates])
         return [GiveUp(reason=f"round {opened.number} has {len(updates)} of the {quorum} updates it needs ({missing})")]
     if hold:
         return [Hold(round=opened.number)]
@@ -164,11 +164,8 @@ def _closing(state: RunState, federation: Federation) -> list[Action]:
     """Where it is asked for: train each node alone, then score all these models and the global one everywhere."""
     if not federation.compare:
         return []
-    alone: list[Action] = []
-    for name in _reachable(state):
-        if passes := state.nodes[name].contributions:
-            alone += _tasks(state, federation, "alone", 0, {"base": _initial(state)}, nodes=(name,), passes=passes)
-    if alone:
+    passes = {name: node.contributions for name, node in state.nodes.items() if node.contributions}
+    if alone := _tasks(state, federation, "alone", 0, {"base": _initial(state)}, nodes=passes, passes=passes):
         return alone
     models = {f"alone/{name}": a.update for name, a in sorted(state.alone.items()) if isinstance(a, Received)}
     return _tasks(state, federation, "compare", state.round, {"global": _model(state), **models})
@@ -183,19 +180,22 @@ def _tasks(
     *,
     late: bool = False,
     nodes: Iterable[str] | None = None,
-    passes: int = 1,
+    passes: Mapping[str, int] | None = None,
 ) -> list[Action]:
     """One task a reachable node that has not answered yet; past the deadline those are cancelled instead."""
     answers = state.answers(kind, round)
+    wanted = None if nodes is None else set(nodes)
     actions: list[Action] = []
     for name in _reachable(state):
-        if nodes is not None and name not in nodes:
+        if wanted is not None and name not in wanted:
             continue
         attempt = _next_attempt(answers.get(name), federation.schedule.attempts)
         if attempt is None:
             continue
         key = TaskKey(round=round, node=name, kind=kind, attempt=attempt)
-        actions.append(Cancel(task=key) if late else Perform(task=key, models=models, passes=passes))
+        actions.append(
+            Cancel(task=key) if late else Perform(task=key, models=models, passes=(passes or {}).get(name, 1))
+        )
     return actions
 
 
@@ -240,7 +240,12 @@ def _missing(state: RunState, opened: RoundState, name: str) -> str:
 
 
 def _why(state: RunState) -> str:
-    return "; ".join(f"{node.name}: {node.error}" for node in state.nodes.values() if node.error) or "none was given"
+    return _few([f"{node.name}: {node.error}" for node in state.nodes.values() if node.error]) or "none was given"
+
+
+def _few(reasons: Sequence[str], most: int = 3) -> str:
+    more = f"; and {len(reasons) - most} more" if len(reasons) > most else ""
+    return "; ".join(reasons[:most]) + more
 
 
 def _reason(failed: Failed | None) -> str:

@@ -5,6 +5,7 @@ Owns names, the lock, the `latest` link and atomic writes; knows nothing of what
 
 import contextlib
 import fcntl
+import getpass
 import hashlib
 import json
 import os
@@ -137,7 +138,7 @@ class RunDir:
             owner = {
                 "pid": os.getpid(),
                 "host": socket.gethostname(),
-                "user": os.environ.get("USER") or str(os.getuid()),
+                "user": getpass.getuser(),
                 "since": datetime.now(UTC).isoformat(timespec="seconds"),
                 "command": " ".join(sys.argv[:3]),
             }

@@ -367,13 +367,16 @@ class Run:
         while True:
             held = [child for child in self.children.iterdir() if is_held(child)]
             if not held and not self.worker_lives():
-                return
+                break
             if time.monotonic() > deadline:
                 raise Refused("a process of the run does not end")
             kill_holder(self.path / "worker.lock", self.path / "worker.pid")
             for child in held:
                 kill_holder(child, child)
             time.sleep(TICK_S)
+        for folder in self.folders():
+            if not (folder / "result.json").exists():
+                remove(folder / "pid")  # it was stopped on purpose, so it may be begun again
 
     def digests(self, *, unfinished: bool = False) -> set[str]:
         """The blobs that this run's tasks name."""
@@ -509,6 +512,9 @@ class Agent:
         if result is not None:
             return {"state": "done", "result": result}
         missing = [blob["digest"] for blob in task["models"].values() if not self.blobs.stat(blob["digest"])["whole"]]
+        bundle = self.home / "bundle" / self.blobs.path(header["worker"]["bundle"]).name
+        if not bundle.is_dir():
+            missing.append(bundle.name)
         if missing:
             return {"missing": missing}
         is_new = run.accept(key, task)
@@ -530,9 +536,11 @@ class Agent:
         run = self.run(header)
         for key in header["keys"]:
             remove(run.folder(key) / "update.safetensors")
-        needed = {digest for other in self.others(run) for digest in other.digests(unfinished=True)}
-        for digest in set(header["digests"]) - needed:
-            self.blobs.remove(digest)
+        if header["digests"]:
+            runs = [run, *self.others(run)]
+            needed = {digest for one in runs for digest in one.digests(unfinished=True)}
+            for digest in set(header["digests"]) - needed:
+                self.blobs.remove(digest)
 
     def do_cancel(self, header: Header) -> None:
         self.run(header).cancel(header["key"])

@@ -102,7 +102,8 @@ def explain(error: BaseException) -> str:
         return error.message
     project = sys.path[0]
     text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
-    line = next((line for line in text.splitlines() if line.strip()), text)[:500]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    line = " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:500]
     if isinstance(error, SyntaxError) and error.filename:
         return f"{_inside(error.filename, project)}:{error.lineno}: {line}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):

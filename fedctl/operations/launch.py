@@ -84,7 +84,7 @@ def launch(
     run = rundir.create(
         federation.folder,
         name,
-        configuration=path.read_text(),
+        configuration=path.read_text(encoding="utf-8"),
         bundle=bundle.pack(federation),
         facts={
             "fedctl": fedctl.__version__,
@@ -115,7 +115,7 @@ def configured(run: RunDir) -> Federation:
     """The federation of a run, as it was given."""
     facts = run.facts()
     return topology.parse(
-        run.configuration.read_text(),
+        run.configuration.read_text(encoding="utf-8"),
         name=str(run.configuration),
         folder=Path(facts["folder"]),
         overrides=facts["overrides"],
@@ -149,11 +149,17 @@ def _coordinate(federation: Federation, run: RunDir, *, hold: bool, sinks: Seque
             ).run()
             if state.status != "held":
                 _tidy(hosts)
+        except Interrupted:
+            raise
         except OSError as error:
+            _tidy(hosts)
             raise StateError(
                 f"cannot write the run: {error.strerror}: {error.filename or run.path}",
                 hint=f"make room, then `fedctl launch --resume {run.name}`",
             ) from error
+        except Exception:
+            _tidy(hosts)
+            raise
         finally:
             hosts.close()
     return state
@@ -183,7 +189,9 @@ def _leaving_on_signals(name: str) -> Iterator[None]:
         yield
         return
 
-    def leave(_number: int, _frame: FrameType | None) -> None:
+    def leave(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGTERM:
+            raise Interrupted(f"run {name} was stopped", hint=f"`fedctl launch --resume {name}` takes it up again")
         raise Interrupted(
             f"left run {name}; what its nodes were doing goes on without this coordinator",
             hint=f"`fedctl launch --resume {name}` takes it up again, `fedctl stop {name}` ends it on the nodes",

@@ -27,13 +27,14 @@ def follow(run: RunDir) -> Iterator[tuple[RunState, list[Event | Progress], bool
     run.facts()
     state = RunState()
     samples = _samples(run)
+    alive = True
     for events in follow_journal(run.journal):
-        alive = run.is_alive()
         for event in events:
             state = apply(state, event)
         yield state, [*events, *next(samples)], alive
         if not events and not alive:
             return
+        alive = run.is_alive()  # asked before the next look at the journal, so that its last events are seen
         time.sleep(LOOK_S)
 
 

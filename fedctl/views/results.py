@@ -98,6 +98,9 @@ def launched(state: RunState, *, was_live: bool, as_json: bool) -> None:
         note(f"the model is runs/{state.run}/model.ckpt, and model.safetensors beside it")
     elif state.status == "held":
         note(f"`fedctl aggregate {state.run}` shows what the held round would give")
+    metrics = report(state, alive=False).metrics
+    if metrics and state.metric not in metrics:
+        note(f"your model logs {', '.join(sorted(metrics))} and no {state.metric}: mend `monitor: {{metric: ...}}`")
     for node in state.nodes.values():
         if state.status == "finished" and not node.contributions:
             note(f"{node.name} contributed to no round: {node.error or 'it was never drawn'}")
@@ -145,7 +148,7 @@ def ended(done: "Ended", *, as_json: bool) -> None:
     for machine, what in done.machines.items():
         note(f"{machine}: {what}")
     if done.failed:
-        note("try again when those can be reached; nothing was removed here")
+        note("try again when those can be reached")
 
 
 def aggregated(done: "AggregateReport | Committed", *, as_json: bool) -> None:

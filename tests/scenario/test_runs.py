@@ -127,7 +127,7 @@ def test_a_quorum_that_cannot_be_met_ends_the_run_and_a_resume_tries_again(tmp_p
     assert kinds(scene.events)[-1] is RunFailed
     with pytest.raises(RunError, match="2 of the 3") as error:
         raise_if_failed(state)
-    assert error.value.hint == "`fedctl launch --resume toy` tries again"
+    assert error.value.hint.startswith("`fedctl launch --resume toy` tries again with the same code")
 
     assert scene.go().status == "failed", "a fresh budget, and bob fails again"
     assert [key.attempt for key in scene.world.keys("train") if key.node == "bob"] == [1, 2, 3, 4]

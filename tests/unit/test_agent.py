@@ -480,6 +480,8 @@ class TestAgent:
         python.write_text("#!/bin/sh\necho called >> $(dirname $0)/calls; echo no torch here >&2; exit 1\n")
         python.chmod(0o700)
         worker = {"python": str(python), "bundle": "0" * 64, "cwd": "/nowhere"}
+        assert served.ask("start", **RUN, key=KEY, task=TASK, worker=worker) == {"missing": ["0" * 64]}
+        (served.home / "bundle" / ("0" * 64)).mkdir(parents=True)
         assert served.ask("start", **RUN, key=KEY, task=TASK, worker=worker) == {"state": "started"}
         assert served.ask("start", **RUN, key=KEY, task=TASK, worker=worker) == {"state": "adopted"}
         deadline = time.monotonic() + 20
@@ -500,6 +502,20 @@ class TestAgent:
         assert "does not run" in served.ask("probe", python="/bin/false", packages=[])["error"]
 
 
+def pythons() -> dict[str, str]:
+    """This Python, and an older or newer one of each version that can be found."""
+    found = {"{}.{}".format(*sys.version_info): sys.executable}
+    for minor in range(8, 20):
+        places = [*Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python"), shutil.which(f"python3.{minor}")]
+        for place in filter(None, places):
+            if "shims" not in str(place):
+                found.setdefault(f"3.{minor}", str(place))
+    return found
+
+
+PYTHONS = pythons()
+
+
 class TestTheFile:
     def test_it_parses_as_python_3_8(self):
         ast.parse(SOURCE.read_text(), feature_version=(3, 8))
@@ -511,19 +527,15 @@ class TestTheFile:
             elif isinstance(node, ast.ImportFrom):
                 assert node.module in sys.stdlib_module_names
 
-    @pytest.mark.parametrize("version", ["3.8", "3.9", "3.12", "3.13"])
-    def test_it_answers_under_an_older_and_a_newer_python(self, version, tmp_path):
-        candidates = [*Path.home().glob(f".pyenv/versions/{version}.*/bin/python"), shutil.which(f"python{version}")]
-        python = next((str(path) for path in candidates if path), None)
-        if python is None:
-            pytest.skip(f"no Python {version} here")
+    @pytest.mark.parametrize(("version", "python"), sorted(PYTHONS.items()))
+    def test_it_answers_under_every_python_that_is_here(self, version, python, tmp_path):
         content = TestUnpacking.packed(("a/b.py", b"pass", tarfile.REGTYPE, ""))
         digest = hashlib.sha256(content).hexdigest()
         asked = [
             encode_frame({"id": 1, "op": "hello"}),
             encode_frame({"id": 2, "op": "put", "digest": digest, "size": len(content), "offset": 0}, content),
             encode_frame({"id": 3, "op": "unpack", "digest": digest}),
-            encode_frame({"id": 4, "op": "start", **RUN, "key": KEY, "task": TASK, "worker": {"bundle": "x"}}),
+            encode_frame({"id": 4, "op": "start", **RUN, "key": KEY, "task": TASK, "worker": {"bundle": digest}}),
             encode_frame({"id": 5, "op": "cancel", **RUN, "key": KEY}),
             encode_frame({"id": 6, "op": "list", **RUN}),
             encode_frame({"id": 7, "op": "remove", **RUN, "digests": [digest]}),

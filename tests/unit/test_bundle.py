@@ -90,9 +90,9 @@ def test_links_and_pipes_are_not_followed(folder, tmp_path_factory):
 
 
 def test_what_is_too_large_is_refused_with_the_largest_file(folder):
-    with (folder / "scans.bin").open("wb") as file:
+    with (folder / "scans.json").open("wb") as file:
         file.truncate(bundle.LARGEST + 1)
-    with pytest.raises(ConfigError, match=r"over 50 MB; the largest file is scans\.bin \(50 MB\)") as caught:
+    with pytest.raises(ConfigError, match=r"over 50 MB; the largest file is scans\.json \(50 MB\)") as caught:
         bundle.pack(federation(folder))
     assert "a folder named `data`" in caught.value.hint
 

@@ -56,7 +56,17 @@ def _initialize(task: Task, folder: Path) -> Result:
 
 
 def _train(task: Task, base: Path, folder: Path, report: Report) -> Result:
-    model, data, trainer, callback = _prepare(task, folder, report, "training")
+    """Train without Lightning's own validation, and with it where a scheduler or a callback waits for its metric."""
+    try:
+        return _trained(task, base, folder, report, validates=False)
+    except Exception as error:
+        if "not available" not in str(error):
+            raise
+    return _trained(task, base, folder, report, validates=True)
+
+
+def _trained(task: Task, base: Path, folder: Path, report: Report, *, validates: bool) -> Result:
+    model, data, trainer, callback = _prepare(task, folder, report, "training", validates=validates)
     model.load_state_dict(dict(build(task.codec).decode(Weights.open(base))))
     _seed(_flavour_of(model), task.seed)
     began = time.perf_counter()
@@ -104,7 +114,9 @@ def _evaluate(task: Task, models: Mapping[str, Path], folder: Path, report: Repo
     return Result(key=task.key, scores=scores, seconds=seconds, accelerator=_accelerator(trainer))
 
 
-def _prepare(task: Task, folder: Path, report: Report, phase: Literal["training", "evaluating"]) -> tuple[Any, ...]:
+def _prepare(
+    task: Task, folder: Path, report: Report, phase: Literal["training", "evaluating"], *, validates: bool = True
+) -> tuple[Any, ...]:
     """The model, the data module, a Trainer and fedctl's callback, all new."""
     model_class, data_class = _load(task.model), _load(task.data)
     flavour = _flavour(model_class, "LightningModule", task.model)
@@ -123,10 +135,7 @@ def _prepare(task: Task, folder: Path, report: Report, phase: Literal["training"
         "default_root_dir": folder,
         **task.trainer,
     }
-    if (
-        not options.keys() & {"limit_val_batches", "val_check_interval", "check_val_every_n_epoch"}
-        and phase == "training"
-    ):
+    if not validates and not options.keys() & {"limit_val_batches", "val_check_interval", "check_val_every_n_epoch"}:
         # The global model is validated in tasks of its own; validating the local one too would double the work.
         options["limit_val_batches"] = 0
     options["callbacks"] = [*options.get("callbacks", ()), callback]
@@ -143,7 +152,10 @@ def _callback(lightning: Any, task: Task, report: Report, phase: Literal["traini
     def count(batch: Any) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return int(extract_batch_size(batch))
+            try:
+                return int(extract_batch_size(batch))
+            except Exception:  # a batch without a tensor; Lightning trains on it all the same
+                return 1
 
     class Telemetry(lightning.Callback):  # type: ignore[misc]
         def __init__(self) -> None:
