@@ -553,7 +553,7 @@ class TestTheFile:
         assert answers[1]["python"].startswith(version)
         assert answers[2]["whole"]
         assert answers[3] == {"re": 3}
-        assert "not a digest" in answers[4]["error"]
+        assert "python" in answers[4]["error"]
         assert answers[6]["tasks"] == {"r0001-alice-a1": "done"}
         assert answers[7] == {"re": 7}
 

@@ -55,6 +55,13 @@ def test_the_users_code_and_the_node_part_are_in_it(folder):
     "name",
     [
         "data/patients.csv",
+        "patients.csv",
+        "images.npz",
+        "fed.yaml",
+        "secrets.yaml",
+        "credentials.json",
+        "api-token.txt",
+        "server.p12",
         "runs/one/run.json",
         ".env",
         ".git/config",
