@@ -88,6 +88,7 @@ class Coordinator:
         self._clock = clock
         self._inbox: queue.SimpleQueue[Event | Progress | _Landed | _Broken] = queue.SimpleQueue()
         self._in_flight: set[str] = set()
+        self._unreleased: list[TaskKey] = []
         self._state = RunState()
 
     def run(self) -> RunState:
@@ -220,17 +221,24 @@ class Coordinator:
                 # The first update will need torch; importing it now hides its seconds behind the nodes' work.
                 threading.Thread(target=importlib.import_module, args=("fedctl.weights",), daemon=True).start()
             case UpdateReceived(task=key):
-                self._in_background(partial(self._hosts.of(key.node).release, [key]))
+                self._unreleased.append(key)
             case TaskFailed(task=key) if event.detail:
                 with self._run.log(key.node).open("a") as log:
                     log.write(f"==> {key} <==\n{event.detail.rstrip()}\n")
-            case RoundAggregated() if event.round >= 2:
-                old = self._state.history[-2].model.digest
-                if old != event.model.digest:
-                    for host in self._hosts.by_machine().values():
-                        self._in_background(partial(host.release, [], [old]))
+            case RoundAggregated():
+                self._release(event)
             case _:
                 pass
+
+    def _release(self, event: RoundAggregated) -> None:
+        """Once a round, one request a machine: the round's updates are here, the model before the last is history."""
+        before = [report.model.digest for report in self._state.history[-2:-1]]
+        digests = [digest for digest in before if digest != event.model.digest]
+        for host in self._hosts.by_machine().values():
+            keys = [key for key in self._unreleased if self._hosts.of(key.node) is host]
+            if keys or digests:
+                self._in_background(partial(host.release, keys, digests))
+        self._unreleased = []
 
     def _in_background(self, work: Callable[[], None]) -> None:
         def tolerant() -> None:

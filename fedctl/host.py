@@ -61,6 +61,7 @@ class Host:
         self._connection: Connection | None = None
         self._connecting = threading.Lock()
         self._sending: dict[str, threading.Lock] = {}
+        self._sent: set[tuple[Connection, str]] = set()
         self._cancelled: set[TaskKey] = set()
         self._is_prepared = False
         self._is_closed = False
@@ -141,7 +142,9 @@ class Host:
 
     def release(self, keys: Iterable[TaskKey], digests: Iterable[str] = ()) -> None:
         """The updates of these tasks are safe here and these models are needed no more."""
-        self._ask("release", keys=[str(key) for key in keys], digests=list(digests))
+        gone = set(digests)
+        self._sent = {(connection, digest) for connection, digest in self._sent if digest not in gone}
+        self._ask("release", keys=[str(key) for key in keys], digests=sorted(gone))
 
     def cancel(self, key: TaskKey) -> None:
         """Stop a task."""
@@ -183,6 +186,7 @@ class Host:
         try:
             answer = connection.ask("start", **self._run(), key=key, task=task.to_json(), worker=self._worker())
             if "missing" in answer:
+                self._sent -= {(connection, digest) for digest in answer["missing"]}
                 if self._work.bundle.digest in answer["missing"]:
                     self._is_prepared = False
                     self.prepare()
@@ -206,8 +210,13 @@ class Host:
         return sum(self._put(connection, blob, models[label]) for label, blob in task.models.items())
 
     def _put(self, connection: Connection, blob: Blob, path: Path) -> int:
+        """Send a blob unless this line has sent it before; the agent says so where it has gone since."""
         with self._lock_of(blob.digest):
-            return connection.put(blob, path)
+            if (connection, blob.digest) in self._sent:
+                return 0
+            sent = connection.put(blob, path)
+            self._sent.add((connection, blob.digest))
+            return sent
 
     def _lock_of(self, name: str) -> threading.Lock:
         with self._connecting:

@@ -702,18 +702,20 @@ def serve(home: Path) -> None:
 
     line = Line(source)
     agent = Agent(home, send)
-    look_s = 0.0
+    next_look = 0.0
     while True:
-        # Many tasks make a look dear; resting five times as long bounds what watching takes from the training.
-        rest_s = max(TICK_S, 5 * look_s) if agent.watched else None
+        rest_s = max(0.0, next_look - time.monotonic()) if agent.watched else None
         if line.buffer or select.select([source], [], [], rest_s)[0]:
             frame = read_frame(line.read)
             if frame is None:
                 return
             agent.answer(*frame)
         began = time.monotonic()
-        agent.look()
-        look_s = time.monotonic() - began
+        if agent.watched and began >= next_look:
+            agent.look()
+            ended = time.monotonic()
+            # Many tasks make a look dear; resting five times as long bounds what watching takes from the training.
+            next_look = ended + max(TICK_S, 5 * (ended - began))
 
 
 if __name__ == "__main__":
