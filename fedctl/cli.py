@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedctl.errors import ConfigError, FedctlError, NodeError, StateError
+from fedctl.errors import ConfigError, FedctlError, NodeError, StateError, UsageError
 from fedctl.verbatim import Command, Group
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def launch(
             state = operation.launch(file, name=run, overrides=set_ or (), hold=hold, sinks=[sink])
         else:
             state = operation.resume(_find(file, None if resume == "latest" else resume), hold=hold, sinks=[sink])
-    results.launched(state, was_live=type(sink).__name__ == "LiveSink", as_json=json)
+    results.launched(state, was_live=sink.is_live, as_json=json)
     raise_if_failed(state)
 
 
@@ -287,8 +287,6 @@ def _find(file: Path, run: str | None) -> "RunDir":
 
 
 def _only_without(*, resume: str, **others: object) -> None:
-    from fedctl.errors import UsageError
-
     for name, value in others.items():
         if value:
             raise UsageError(

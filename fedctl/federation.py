@@ -18,10 +18,6 @@ class Monitor:
     metric: str = "val_loss"
     mode: Literal["min", "max"] = "min"
 
-    def best(self, values: list[float]) -> float | None:
-        """The best of the values, or None of none."""
-        return None if not values else min(values) if self.mode == "min" else max(values)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSpec:
@@ -96,14 +92,13 @@ class Federation:
 
     def node(self, name: str) -> Node:
         """The node of that name; raises KeyError."""
-        return next((node for node in self.nodes if node.name == name), None) or _missing(name)
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
 
 
 def needed(share: float, whole: int) -> int:
     """How many of `whole` a share (float) or a count (int) asks for: at least one, at most all."""
     wanted = math.ceil(share * whole - 1e-9) if isinstance(share, float) else share
     return max(1, min(whole, wanted))
-
-
-def _missing(name: str) -> Node:
-    raise KeyError(name)

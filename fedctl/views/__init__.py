@@ -6,7 +6,7 @@ this package loads no rich; only what draws does.
 
 import sys
 from types import TracebackType
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 from fedctl.events import Event
 from fedctl.records import Progress
@@ -15,6 +15,9 @@ from fedctl.state import RunState
 
 class Sink(Protocol):
     """Whoever follows a run. `event` comes after the state has taken it in; none of these may fail the run."""
+
+    is_live: ClassVar[bool]
+    """True where the last picture stays on the terminal, so that nothing need be said again."""
 
     def event(self, event: Event, state: RunState) -> None: ...
 

@@ -2,7 +2,7 @@
 
 import sys
 from types import TracebackType
-from typing import Self, TextIO
+from typing import ClassVar, Self, TextIO
 
 from fedctl.events import Event
 from fedctl.records import Progress
@@ -12,6 +12,8 @@ from fedctl.views.sentence import sentence, stamp
 
 class LinesSink:
     """Writes `02:31:07 round 3: bob failed (attempt 1): CUDA out of memory`; progress makes no lines."""
+
+    is_live: ClassVar[bool] = False
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream: TextIO | None = stream or sys.stdout

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from rich.console import Console, ConsoleRenderable, RenderableType
 from rich.control import Control
@@ -33,6 +33,8 @@ class LiveSink:
 
     A run ends with the sink of its own coordinator; one that is only `watching` may be interrupted while it goes on.
     """
+
+    is_live: ClassVar[bool] = True
 
     def __init__(self, console: Console, *, watching: bool = False, now: Callable[[], datetime] = _utc_now) -> None:
         self._console = console
