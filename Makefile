@@ -5,7 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench format clean
+SSHD := PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null
+
+.PHONY: demo test check bench format clean sshd
 
 demo: $(STAMP)
 	rm -rf demo
@@ -13,7 +15,7 @@ demo: $(STAMP)
 	cd demo && ../$(BIN)/fedctl launch --run demo
 	cd demo && ../$(BIN)/fedctl status demo
 
-test: $(STAMP)
+test: $(STAMP) sshd
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -25,12 +27,18 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit tests/scenario tests/cli
 
-bench: $(STAMP)
+bench: $(STAMP) sshd
 	$(BIN)/python -m tests.bench
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Tests run real SSH servers. Where root may, they are installed; else what to type is said.
+sshd:
+	@$(SSHD) || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends openssh-server iproute2 >/dev/null; } \
+	  || { echo 'The tests need OpenSSH'"'"'s server; on Debian or Ubuntu: `sudo apt-get install openssh-server iproute2`'; exit 1; }
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("fedctl needs Python 3.11 or newer; try `make PYTHON=python3.12`" if sys.version_info < (3, 11) else 0)'

@@ -1,7 +1,8 @@
 """The code bundle: the user's files and fedctl's node part in one tar, named by the SHA-256 of its bytes.
 
 The same files give the same bytes. Only code enters it: Python files and small settings. Rows, models, keys, whatever
-is called a secret, fed.yaml (which names the other nodes), environments and what runs leave behind do not.
+is called a secret, fed.yaml (which names the other nodes), environments and what runs leave behind do not, nor does
+what a .gitignore names.
 """
 
 import ast
@@ -11,10 +12,14 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import fedctl
 from fedctl.errors import ConfigError
 from fedctl.federation import Federation
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
 
 LARGEST = 50 * 2**20
 CODE = (".py", ".toml", ".cfg", ".ini", ".json", ".yaml", ".yml", ".txt")
@@ -68,13 +73,40 @@ def pack(federation: Federation) -> bytes:
 
 def project_files(folder: Path) -> Iterator[Path]:
     """The user's files that travel, in a fixed order."""
+    ignored = _Ignored()
     for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not _is_left_out(name, LEFT_OUT_FOLDERS))
+        if ".gitignore" in files:
+            ignored.read(Path(parent))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not _is_left_out(name, LEFT_OUT_FOLDERS) and not ignored.names(Path(parent, name), is_folder=True)
+        )
         for name in sorted(files):
             path = Path(parent, name)
             is_code = path.suffix in CODE and not _is_left_out(name.lower(), LEFT_OUT_FILES)
-            if is_code and path.is_file() and not path.is_symlink():
+            if is_code and path.is_file() and not path.is_symlink() and not ignored.names(path):
                 yield path
+
+
+class _Ignored:
+    """What the .gitignore files say, as git reads them: the one nearest to a path that speaks of it decides."""
+
+    def __init__(self) -> None:
+        self._specs: dict[Path, GitIgnoreSpec] = {}
+
+    def read(self, folder: Path) -> None:
+        from pathspec import GitIgnoreSpec  # few folders have a .gitignore
+
+        self._specs[folder] = GitIgnoreSpec.from_lines((folder / ".gitignore").read_text(errors="replace").splitlines())
+
+    def names(self, path: Path, *, is_folder: bool = False) -> bool:
+        for parent in path.parents:
+            if spec := self._specs.get(parent):
+                said = spec.check_file(f"{path.relative_to(parent).as_posix()}{'/' if is_folder else ''}").include
+                if said is not None:
+                    return said
+        return False
 
 
 def preload(federation: Federation) -> tuple[str, ...]:

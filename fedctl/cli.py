@@ -4,12 +4,13 @@ Owns the only error boundary. Imports stand inside the commands, so that `--help
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedctl.errors import ConfigError, FedctlError, NodeError, StateError, UsageError
+from fedctl.errors import ConfigError, FedctlError, NodeError, RunError, StateError, UsageError
 from fedctl.verbatim import Command, Group
 
 if TYPE_CHECKING:
@@ -106,19 +107,55 @@ def init(
 
 
 @app.command(cls=Command)
-def check(file: FileOption = FED_YAML, set_: SetOption = None, json: JsonOption = False) -> None:
+def check(
+    file: FileOption = FED_YAML,
+    set_: SetOption = None,
+    accept_new: Annotated[
+        bool,
+        typer.Option(
+            "--accept-new", help="Show host keys that are unknown, and ask whether to trust them from now on."
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --accept-new: trust them without being asked.")] = False,
+    json: JsonOption = False,
+) -> None:
     """See that every node and your code are ready; change nothing.
 
-    Looks at reach, Python, packages, memory, disk and clock of each node, and builds your model once in a folder that
-    is then removed. Each failure comes with its remedy.
+    Looks at the way to each node, its host key and login, at Python, packages, disk, memory, accelerator and clock, at
+    the paths in its `data:` and at whether it can import your code; and builds your model once in a folder that is then
+    removed. Each failure comes with its remedy.
+
+    A host key that has changed is never accepted here; one that is new only with --accept-new, into the file
+    known_hosts beside fed.yaml.
     """
     from fedctl.operations.check import check as operation
-    from fedctl.views import results
+    from fedctl.views import checking
 
-    checked = operation(file, set_ or ())
-    results.checked(checked, as_json=json)
+    if yes and not accept_new:
+        raise UsageError("--yes answers what --accept-new asks", hint="add --accept-new, or leave --yes out")
+    ask = partial(checking.ask, yes=yes) if accept_new else None
+    checked = operation(file, set_ or (), told=checking.progressed, ask=ask)
+    checking.checked(checked, as_json=json)
     if not checked.passed:
         raise typer.Exit(NodeError.exit_code if checked.code.passed else ConfigError.exit_code)
+
+
+@app.command(cls=Command)
+def provision(file: FileOption = FED_YAML, set_: SetOption = None, json: JsonOption = False) -> None:
+    """Make the nodes ready: your code, and an environment with torch.
+
+    Only what is missing is sent or made, on all nodes at once; `launch` does the same. A node with `python:` keeps that
+    environment as it is. Elsewhere one is made with uv or pip, from requirements.txt beside fed.yaml, with the versions
+    of torch and Lightning that are here.
+    """
+    from fedctl.operations.provision import provision as operation
+    from fedctl.views import provisioning
+
+    with provisioning.open_progress(json=json) as progress:
+        done = operation(file, set_ or (), told=progress.told)
+    provisioning.provisioned(done, as_json=json)
+    if done.failed:
+        raise typer.Exit(NodeError.exit_code)
 
 
 @app.command(cls=Command)
@@ -135,30 +172,44 @@ def launch(
     hold: Annotated[
         bool, typer.Option("--hold", help="Stop once each round's updates are in, for `aggregate --commit`.")
     ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Leave once it is going; it needs no terminal then.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Run a federation, with a live dashboard.
 
     In a pipe or in CI it prints a line an event instead.
 
-    Ctrl-C leaves: the nodes finish what they are doing, and `fedctl launch --resume RUN` goes on from there.
+    Ctrl-C leaves: the nodes finish what they are doing, and `fedctl launch --resume RUN` goes on from there. With
+    --detach nothing needs to stay: the run goes on without this terminal, and `fedctl status --follow` watches it.
     """
     from fedctl.coordinator import raise_if_failed
+    from fedctl.operations import detach as detached
     from fedctl.operations import launch as operation
     from fedctl.views import open_sink, results
 
     if dry_run:
+        if detach:
+            raise UsageError("--dry-run does nothing that could be detached", hint="leave one out")
         results.planned(operation.dry_run(file, set_ or ()), as_json=json)
         return
     if resume is not None:
         _only_without(resume="--resume", run=run, set_=set_)
-    sink = open_sink(json=json)
-    with sink:
-        if resume is None:
-            state = operation.launch(file, name=run, overrides=set_ or (), hold=hold, sinks=[sink])
-        else:
-            state = operation.resume(_find(file, None if resume == "latest" else resume), hold=hold, sinks=[sink])
-    results.launched(state, was_live=sink.is_live, as_json=json)
+    old = None if resume is None else _find(file, None if resume == "latest" else resume)
+    if detach:
+        going = detached.resume(old, hold=hold) if old else detached.launch(file, run, set_ or (), hold=hold)
+        state = going.state
+        results.detached(going, as_json=json)
+    else:
+        with open_sink(json=json) as sink:
+            if old:
+                state = operation.resume(old, hold=hold, sinks=[sink])
+            else:
+                state = operation.launch(file, run, set_ or (), hold=hold, sinks=[sink])
+        results.launched(state, was_live=sink.is_live, as_json=json)
+    if json and state.status == "failed":
+        raise typer.Exit(RunError.exit_code)  # the document has said why
     raise_if_failed(state)
 
 
@@ -182,7 +233,7 @@ def status(
         results.followed(followed(found))
         return
     state, alive = operation(found)
-    results.status(state, alive=alive, as_json=json)
+    results.status(state, alive=alive, words=found.log("coordinator"), as_json=json)
 
 
 @app.command(cls=Command)
@@ -219,15 +270,29 @@ def stop(run: RunArgument = None, file: FileOption = FED_YAML, json: JsonOption 
 
 
 @app.command(cls=Command)
-def clean(run: RunArgument = None, file: FileOption = FED_YAML, json: JsonOption = False) -> None:
+def clean(
+    run: RunArgument = None,
+    nodes: Annotated[bool, typer.Option("--nodes", help="Remove all of fedctl from the nodes, of every run.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="With --nodes: also where others' runs are at work.")] = False,
+    file: FileOption = FED_YAML,
+    json: JsonOption = False,
+) -> None:
     """Remove what a run left, here and on its nodes.
 
     Its models go with it: copy what you want to keep.
+
+    With --nodes no process and no file of fedctl is left on the nodes of fed.yaml: no run's, no environment, no agent.
+    The runs here stay, but for RUN where it is given.
     """
-    from fedctl.operations.runs import clean as operation
+    from fedctl.operations import runs as operation
     from fedctl.views import results
 
-    ended = operation(_find(file, run))
+    if force and not nodes:
+        raise UsageError("--force is about --nodes", hint="`fedctl stop RUN`, then `fedctl clean RUN`")
+    if nodes:
+        ended = operation.clean_nodes(file, _find(file, run) if run else None, force=force)
+    else:
+        ended = operation.clean(_find(file, run))
     results.ended(ended, as_json=json)
     if ended.failed:
         raise typer.Exit(NodeError.exit_code)

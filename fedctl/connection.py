@@ -8,57 +8,98 @@ import contextlib
 import hashlib
 import itertools
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fedctl import remote
 from fedctl.errors import ConnectionLost, NodeError
 from fedctl.node import agent
-from fedctl.records import Blob, printable
+from fedctl.records import printable
 from fedctl.transports import Process, Transport
 
 ANSWER_S = 120.0
 """How long an answer, or room for a large request, may take before the line counts as broken."""
 CHUNK = 2**20
 SMALL = 2**15
+LONGEST_NOISE = 2**20
+NOISE_KEPT = 500
+LOST = 255
+"""The exit status of a command whose end was not heard."""
 
+Waiter = Callable[[], tuple[dict[str, Any], bytes]]
+"""Waits for an answer and its body; raises ConnectionLost, or NodeError with the agent's own refusal."""
 Listener = Callable[[Mapping[str, Any]], None]
 LINE_LOST: Mapping[str, Any] = {"push": "line lost"}
 """What every listener hears last when the line breaks."""
 
 
 class Connection:
-    """One agent, spoken to."""
+    """One agent, spoken to.
+
+    `facts` is what it says of its machine, `has` what it says of the needs that it was greeted with, and `noise` what a
+    login shell printed before it came.
+    """
+
+    facts: Mapping[str, Any]
+    has: Mapping[str, Any] | None
+    _another: Callable[[], "Connection"]
 
     def __init__(self, process: Process, *, answer_s: float = ANSWER_S) -> None:
         self._process = process
         self._answer_s = answer_s
         self._numbers = itertools.count(1)
         self._sending = threading.Lock()
+        self._sending_since: float | None = None
+        self._guard: threading.Thread | None = None
         self._waiting: dict[int, Future[tuple[dict[str, Any], bytes]]] = {}
         self._listeners: dict[str, Listener] = {}
         self._state = threading.Lock()
         self._lost: str | None = None
+        self._ended = threading.Event()
+        self._heard = bytearray()
+        self._is_greeted = False
+        self._rtt_s: float | None = None
         threading.Thread(target=self._read, name="agent", daemon=True).start()
 
     @classmethod
-    def open(cls, transport: Transport, python: str, *, answer_s: float = ANSWER_S) -> "Connection":
-        """Reach the agent on a node, installing it first where it is missing; raises NodeError."""
+    def open(
+        cls,
+        transport: Transport,
+        python: str,
+        *,
+        home: str = "",
+        needs: Mapping[str, Any] | None = None,
+        answer_s: float = ANSWER_S,
+    ) -> "Connection":
+        """Reach the agent on a node, installing it first where it is missing; raises NodeError.
+
+        `home` is where the node keeps what is fedctl's, ~/.fedctl by default. What the agent says of the `needs` is in
+        `has`, so that one round trip tells who is there and what is missing.
+        """
         source = Path(agent.__file__).read_bytes()
         digest = hashlib.sha256(source).hexdigest()
         for _ in range(2):
-            process = transport.open(remote.serve_agent(python, digest))
+            process = transport.open(remote.serve_agent(python, digest, home))
             connection = cls(process, answer_s=answer_s)
+            connection._another = partial(cls.open, transport, python, home=home, answer_s=answer_s)
             try:
-                connection.facts = _facts(connection.ask("hello"))
+                answer = connection.ask("hello", **({"needs": dict(needs)} if needs is not None else {}))
+                connection.facts, connection.has = _facts(answer), answer.get("has")
+                if too_old := remote.judge_version(python, str(connection.facts["python"])):
+                    raise too_old
             except ConnectionLost as lost:
+                if connection._is_greeted:
+                    raise
                 process.close_stdin()
-                if process.wait() != remote.ABSENT:
-                    raise NodeError(f"the agent did not start: {_last_words(process) or lost.message}") from lost
-                _install(transport, python, digest, source)
+                if process.wait() == remote.ABSENT:
+                    _install(transport, python, home, digest, source, answer_s)
+                else:
+                    raise _explained(transport, python, process, connection.noise, lost, answer_s) from lost
             except NodeError:
                 connection.close()
                 raise
@@ -66,36 +107,57 @@ class Connection:
                 return connection
         raise NodeError("the agent was installed but is not there")
 
-    facts: Mapping[str, Any]
+    def twin(self) -> "Connection":
+        """A line to one more agent on the same node; raises NodeError."""
+        return self._another()
 
     @property
     def is_lost(self) -> bool:
         return self._lost is not None
 
+    @property
+    def noise(self) -> str:
+        """The beginning of what was printed before the agent came; empty when nothing was."""
+        said = self._heard.removesuffix(agent.GREETING)[: 4 * NOISE_KEPT].decode(errors="replace")
+        return "\n".join(printable(line) for line in said.splitlines())[:NOISE_KEPT].strip()
+
+    def rtt_s(self) -> float:
+        """How long a small exchange takes: the shorter one of two, timed once. Raises ConnectionLost."""
+        if self._rtt_s is None:
+            began = time.monotonic()
+            self.ask("stat", digests=[])
+            between = time.monotonic()
+            self.ask("stat", digests=[])
+            self._rtt_s = min(between - began, time.monotonic() - between)
+        return self._rtt_s
+
     def ask(self, op: str, body: bytes = b"", **fields: Any) -> dict[str, Any]:
         """The answer to a request; raises ConnectionLost, or NodeError with the agent's own refusal."""
-        return self.ask_for_bytes(op, body, **fields)[0]
+        return self.begin(op, body, **fields)()[0]
 
-    def ask_for_bytes(self, op: str, body: bytes = b"", **fields: Any) -> tuple[dict[str, Any], bytes]:
-        """The answer to a request, and its body."""
+    def begin(self, op: str, body: bytes = b"", **fields: Any) -> Waiter:
+        """Send a request, whose answer is waited for later."""
         number = next(self._numbers)
         future: Future[tuple[dict[str, Any], bytes]] = Future()
         with self._state:
             if self._lost is not None:
                 raise ConnectionLost(self._lost)
             self._waiting[number] = future
-        silence = f"the agent has not answered `{op}` for {self._answer_s:g} s"
         try:
-            self._write(agent.encode_frame({"id": number, "op": op, **fields}, body), silence)
+            self._write({"id": number, "op": op, **fields}, body)
         except (OSError, ValueError) as error:
             self._lose(f"the line to the agent broke: {error}")
+        return partial(self._answer, future, op)
+
+    def _answer(self, future: Future[tuple[dict[str, Any], bytes]], op: str) -> tuple[dict[str, Any], bytes]:
         try:
             answer, data = future.result(self._answer_s)
         except FutureTimeout:
+            silence = f"the agent has not answered `{op}` for {self._answer_s:g} s"
             self._break(silence)
             raise ConnectionLost(silence) from None
         if "error" in answer:
-            raise NodeError(printable(str(answer["error"])[:1000]))
+            raise remote.judge_refusal(printable(str(answer["error"])[:1000]))
         return answer, data
 
     def listen(self, key: str, listener: Listener) -> None:
@@ -107,56 +169,35 @@ class Connection:
         with self._state:
             self._listeners.pop(key, None)
 
-    def put(self, blob: Blob, source: Path) -> int:
-        """Send a blob unless it is there, from where an earlier try broke; returns the bytes that were sent."""
-        match self.ask("stat", digests=[blob.digest]):
-            case {"blobs": {blob.digest: {"whole": True}}}:
-                return 0
-            case {"blobs": {blob.digest: {"whole": False, "size": int(size)}}}:
-                began = max(0, min(size, blob.size))
-            case _:
-                raise NodeError("the agent's answer to `stat` is not one")
-        try:
-            return self._send(blob, source, began)
-        except ConnectionLost:
-            raise
-        except NodeError:
-            if began == 0:
-                raise
-            return self._send(blob, source, 0)  # what was there before was not the beginning of this
-
     def close(self) -> None:
         """End the agent; its work goes on."""
         self._break("the line was closed")
 
-    def _send(self, blob: Blob, source: Path, offset: int) -> int:
-        began = offset
-        with source.open("rb") as file:
-            file.seek(offset)
-            while True:
-                chunk = file.read(CHUNK)
-                answer = self.ask("put", chunk, digest=blob.digest, size=blob.size, offset=offset)
-                offset += len(chunk)
-                if answer.get("whole"):
-                    return offset - began
-                if not chunk:
-                    raise NodeError(f"{source} is shorter than it should be")
+    def _write(self, header: Mapping[str, Any], body: bytes) -> None:
+        """A small frame is one write; a large body is not copied for it."""
+        head = agent.encode_head(dict(header), len(body))
+        pieces = (head, body) if len(body) > SMALL else (head + body,)
+        with self._sending:
+            if len(pieces) > 1 and self._guard is None:
+                self._guard = threading.Thread(target=self._keep_guard, name="guard", daemon=True)
+                self._guard.start()
+            self._sending_since = time.monotonic()
+            try:
+                for piece in pieces:
+                    self._process.write(piece)
+            finally:
+                self._sending_since = None
 
-    def _write(self, frame: bytes, silence: str) -> None:
-        """A large frame may wait for an agent that does not read, and then nobody would see that it does not answer."""
-        guard = threading.Timer(self._answer_s, self._break, [silence]) if len(frame) > SMALL else None
-        if guard:
-            guard.daemon = True
-            guard.start()
-        try:
-            with self._sending:
-                self._process.write(frame)
-        finally:
-            if guard:
-                guard.cancel()
+    def _keep_guard(self) -> None:
+        """Break the line to an agent that does not read: nobody waits for its answer while a request is being sent."""
+        while not self._ended.wait(self._answer_s):
+            since = self._sending_since
+            if since is not None and time.monotonic() - since > self._answer_s:
+                self._break(f"the agent has not read for {self._answer_s:g} s")
 
     def _read(self) -> None:
         try:
+            self._await_greeting()
             while frame := agent.read_frame(self._process.read):
                 self._hear(*frame)
         except Exception as error:  # whatever a node sends, those who wait must hear that the line broke
@@ -165,6 +206,17 @@ class Connection:
             self._lose("the agent has ended")
             self._process.wait()
             self._process.close_stdin()
+
+    def _await_greeting(self) -> None:
+        """Skip what a login shell may print."""
+        while not self._heard.endswith(agent.GREETING):
+            byte = self._process.read(1)
+            if not byte:
+                return
+            self._heard += byte
+            if len(self._heard) > LONGEST_NOISE:
+                raise ValueError("whatever answers there is no agent")
+        self._is_greeted = True
 
     def _break(self, why: str) -> None:
         self._lose(why)
@@ -187,6 +239,7 @@ class Connection:
         with self._state:
             if self._lost is None:
                 self._lost = why
+            self._ended.set()
             futures, self._waiting = list(self._waiting.values()), {}
             listeners, self._listeners = list(self._listeners.values()), {}
         for future in futures:
@@ -195,20 +248,42 @@ class Connection:
             listener(LINE_LOST)
 
 
-def _install(transport: Transport, python: str, digest: str, source: bytes) -> None:
-    process = transport.open(remote.install_agent(python, digest))
+def _install(transport: Transport, python: str, home: str, digest: str, source: bytes, answer_s: float) -> None:
+    process = transport.open(remote.install_agent(python, digest, home))
     with contextlib.suppress(OSError):  # the exit status and stderr say why
         process.write(source)
+    _drain(process, answer_s)
+    if process.wait():
+        failure = ConnectionLost("the agent could not be installed")
+        raise _explained(transport, python, process, "", failure, answer_s)
+
+
+def _explained(
+    transport: Transport, python: str, process: Process, noise: str, lost: ConnectionLost, answer_s: float
+) -> NodeError:
+    """Why the agent did not start, as far as the end of its process tells."""
+    status, said = process.wait(), "\n".join(printable(line) for line in process.errors().splitlines()).strip()
+    error = remote.explain(python, status, noise, said)
+    if error is None and said:
+        trial = transport.open(remote.tell_version(python))
+        error = remote.judge_version(python, _drain(trial, answer_s) + trial.errors())
+    if error is None and (said or status != LOST):
+        error = NodeError(f"the agent did not start: {said.splitlines()[-1] if said else lost.message}")
+    return error or lost
+
+
+def _drain(process: Process, answer_s: float) -> str:
+    """The beginning of a command's output, which has that long to come to its end."""
+    guard = threading.Timer(answer_s, process.kill)
+    guard.daemon = True
+    guard.start()
     process.close_stdin()
+    said = process.read(CHUNK)
     while process.read(CHUNK):
         pass  # a shell may have a word to say
-    if process.wait():
-        raise NodeError(f"the agent could not be installed: {_last_words(process) or 'no reason was given'}")
-
-
-def _last_words(process: Process) -> str:
-    said = process.errors().strip().splitlines()
-    return printable(said[-1]) if said else ""
+    process.wait()
+    guard.cancel()
+    return said.decode(errors="replace")
 
 
 def _facts(answer: Mapping[str, Any]) -> Mapping[str, Any]:

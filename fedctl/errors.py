@@ -4,7 +4,11 @@ FedctlError            1  anything unforeseen derives from no class here and is 
 ├── UsageError         2  the command line asks for something that cannot be
 ├── ConfigError        3  fed.yaml, or the code it names, is wrong
 ├── NodeError          4  one node cannot do what it was asked
-│   └── ConnectionLost     the line to the agent broke; the work on the node may still go on
+│   ├── ConnectionLost     the line to the agent broke; the work on the node may still go on
+│   │   └── Unreachable    no line could be had: name, network, a server that does not answer
+│   ├── HostKeyError       the server's key is unknown, or not the one that is known
+│   ├── LoginError         the server was reached and lets nobody in
+│   └── InstallError       an environment could not be made
 ├── RunError           5  the run as a whole cannot go on
 ├── ModelError         6  a model or an update is not what it must be
 └── StateError         7  what is on disk forbids it: locked, not found, damaged
@@ -12,6 +16,8 @@ FedctlError            1  anything unforeseen derives from no class here and is 
 A message says what happened, to what, in lower case and without a full stop; the hint is the next thing to type.
 An error never prints itself: `cli.main` shows it, once.
 """
+
+from typing import Literal, NamedTuple
 
 
 class FedctlError(Exception):
@@ -45,6 +51,45 @@ class NodeError(FedctlError):
 
 class ConnectionLost(NodeError):
     """The line to a node's agent broke; work that was started there goes on."""
+
+
+class Unreachable(ConnectionLost):
+    """No line to the node could be had; `stage` says what failed: its name, the network, or the server's greeting."""
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, stage: Literal["name", "network", "greeting"] = "network"
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.stage = stage
+
+
+class OfferedKey(NamedTuple):
+    """A host key that a server showed and that nobody has refused: `blob` in base64, `name` as known_hosts has it."""
+
+    name: str
+    type: str
+    blob: str
+    fingerprint: str
+
+
+class HostKeyError(NodeError):
+    """The server's key is unknown, or it is not the one that is known; `offered` is the unknown one, to be accepted."""
+
+    def __init__(self, message: str, *, hint: str | None = None, offered: OfferedKey | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.offered = offered
+
+
+class LoginError(NodeError):
+    """The server was reached, and its key is right, but it lets nobody in."""
+
+
+class InstallError(NodeError):
+    """A node's environment could not be made; `detail` is what the installer said last, in lines."""
+
+    def __init__(self, message: str, *, hint: str | None = None, detail: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.detail = detail
 
 
 class RunError(FedctlError):

@@ -57,7 +57,8 @@ class Schedule:
 class Node:
     """One participant.
 
-    `slots` bounds how many tasks its host runs at once (None: one a core), `threads` torch's own threads in a task (0:
+    `home` is where fedctl keeps its files there (None: ~/.fedctl), `wheelhouse` a folder of wheels here for a node that
+    reaches no package index. `slots` bounds how many tasks its host runs at once (None: one a core), `threads` torch's own threads in a task (0:
     torch's choice).
     """
 
@@ -68,6 +69,8 @@ class Node:
     key: str | None = None
     jump: str | None = None
     python: str | None = None
+    wheelhouse: str | None = None
+    home: str | None = None
     accelerator: str = "auto"
     devices: int | str = "auto"
     slots: int | None = None

@@ -4,35 +4,34 @@ Owns the connection and its renewal, what the machine needs (bundle, worker) and
 nothing of rounds, strategies or the journal.
 """
 
-import itertools
 import queue
-import random
 import threading
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from fedctl.connection import LINE_LOST, Connection
+from fedctl import transfer
+from fedctl.connection import LINE_LOST, Connection, Waiter
+from fedctl.environment import Environment, Given
 from fedctl.errors import ConnectionLost, NodeError
 from fedctl.events import Traffic
+from fedctl.lifeline import RECONNECTS, Lifeline
+from fedctl.preparation import Preparation, Prepared, Told, silent
 from fedctl.records import Blob, Progress, Result, Task, TaskKey
-from fedctl.rundir import digest
 from fedctl.transports import Transport
 
 IDLE_S = 300.0
 """How long a worker stays after its last task."""
-RECONNECTS = 6
-LONGEST_REST_S = 30.0
 PIECE = 4 * 2**20
-
-Answer = TypeVar("Answer")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a run asks of every host: its name and identity, its bundle, and how to start a worker."""
+    """What a run asks of every host: its name and identity, its bundle, and how to start a worker.
+
+    `environments` are by node; one that is not there uses its host's Python as it is.
+    """
 
     run: str
     identity: str
@@ -40,6 +39,7 @@ class Work:
     bundle_path: Path
     preload: Sequence[str]
     cwd: str
+    environments: Mapping[str, Environment | Given] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -53,46 +53,53 @@ class Done:
 class Host:
     """One machine, as one user."""
 
-    def __init__(self, transport: Transport, *, python: str, slots: int, work: Work) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        python: str,
+        slots: int,
+        work: Work,
+        home: str = "",
+        environment: Environment | Given | None = None,
+    ) -> None:
         self._transport = transport
         self._python = python
+        self._home = home
         self._slots = slots
         self._work = work
-        self._connection: Connection | None = None
-        self._connecting = threading.Lock()
+        self._locking = threading.Lock()
         self._sending: dict[str, threading.Lock] = {}
         self._sent: set[tuple[Connection, str]] = set()
         self._cancelled: set[TaskKey] = set()
-        self._is_prepared = False
-        self._is_closed = False
+        self._preparation = Preparation(work.bundle, work.bundle_path, environment, python)
+        self._has_worker = False
+        self._lifeline = Lifeline(self._connect)
 
     def connection(self) -> Connection:
         """The line to the agent, made or renewed where it has to be; raises NodeError."""
-        with self._connecting:
-            if self._is_closed:
-                raise NodeError("the host was closed")
-            if self._connection is None or self._connection.is_lost:
-                self._connection = Connection.open(self._transport, self._python)
-            return self._connection
+        return self._lifeline.connection()
 
     def facts(self) -> Mapping[str, Any]:
         """What the agent says of the machine now."""
         return self.connection().ask("hello")
 
-    def prepare(self) -> Mapping[str, Any]:
-        """Make the machine ready: agent, bundle, and a worker that begins to import. Returns the agent's facts."""
+    def provide(self, told: Told = silent) -> Prepared:
+        """Bring to the machine what it lacks, bundle and environment; `told` hears how that goes on."""
+        return self._lifeline.patiently(lambda: self._preparation.over(self.connection(), told), tries=RECONNECTS)
+
+    def prepare(self, told: Told = silent) -> Mapping[str, Any]:
+        """Make the machine ready, with a worker that begins to import; returns the agent's facts."""
 
         def attempt() -> Mapping[str, Any]:
-            connection = self.connection()
-            with self._lock_of("prepare"):
-                if not self._is_prepared:
-                    self._put(connection, self._work.bundle, self._work.bundle_path)
-                    connection.ask("unpack", digest=self._work.bundle.digest)
+            self._preparation.over(self.connection(), told)
+            with self._lock_of("worker"):
+                if not self._has_worker:
                     self._ask("worker", worker=self._worker())
-                    self._is_prepared = True
-            return connection.facts
+                    self._has_worker = True
+            return self.connection().facts
 
-        return self._patiently(attempt, tries=RECONNECTS)
+        return self._lifeline.patiently(attempt, tries=RECONNECTS)
 
     def perform(
         self,
@@ -108,34 +115,39 @@ class Host:
         def attempt() -> Result:
             nonlocal sent
             connection = self.connection()
+            self._preparation.over(connection)
             sent += self._put_models(connection, task, models)
             return self._follow(connection, task, started, progressed)
 
-        return Done(result=self._patiently(attempt, key=task.key), traffic=Traffic(sent=sent))
+        result = self._lifeline.patiently(
+            attempt,
+            is_wanted=lambda: task.key not in self._cancelled,
+            broke=lambda: progressed(Progress(key=task.key, phase="unreachable")),
+        )
+        return Done(result=result, traffic=Traffic(sent=sent))
 
     def fetch_update(self, key: TaskKey, blob: Blob, target: Path) -> int:
         """Bring a task's update here, verified by its digest; returns the bytes that came."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.part")
-        part.unlink(missing_ok=True)
-        came = 0
-        with part.open("wb") as file:
-            while came < blob.size:
-                answer, piece = self._read(key, "update.safetensors", came)
-                if not piece or answer.get("size") != blob.size:
-                    raise NodeError(f"the node's update is not of the {blob.size} bytes that it announced")
-                file.write(piece)
-                came += len(piece)
-        if digest(part) != blob:
-            part.unlink()
-            raise NodeError("the update's bytes are not those that were announced")
-        part.rename(target)
-        return came
+        before = kept = transfer.kept(blob, target)
+        while True:
+            try:
+                self._lifeline.patiently(
+                    lambda: transfer.fetch(partial(self._begin_read, key, "update.safetensors"), blob, target),
+                    tries=RECONNECTS,
+                )
+            except ConnectionLost:  # a line that breaks time and again is a line while it brings something
+                if transfer.kept(blob, target) <= kept:
+                    raise
+                kept = transfer.kept(blob, target)
+            else:
+                return blob.size - before
 
     def read_log(self, key: TaskKey, offset: int) -> bytes:
         """A task's log from `offset` on."""
         pieces = []
-        while piece := self._read(key, "train.log", offset)[1]:
+        while piece := self._lifeline.patiently(
+            lambda: self._begin_read(key, "train.log", offset, PIECE)()[1], tries=RECONNECTS
+        ):
             pieces.append(piece)
             offset += len(piece)
         return b"".join(pieces)
@@ -167,11 +179,20 @@ class Host:
         """End the run's worker and remove what the run left on this machine."""
         self._ask("remove", digests=list(digests))
 
+    def stop_all(self, identities: Collection[str], *, force: bool) -> None:
+        """End whatever the runs of these identities do there; refused while others are at work, unless by force."""
+        self.connection().ask("stop_all", identities=sorted(identities), force=force)
+
+    def remove_all(self) -> None:
+        """Remove all that fedctl made on this machine, for any run, the agent included."""
+        self.connection().ask("remove_all")
+
     def close(self) -> None:
         """Close the line; what runs on the machine goes on."""
-        self._is_closed = True
-        if self._connection:
-            self._connection.close()
+        self._lifeline.close()
+
+    def _connect(self) -> Connection:
+        return Connection.open(self._transport, self._python, home=self._home, needs=self._preparation.needs)
 
     def _follow(
         self,
@@ -187,9 +208,8 @@ class Host:
             answer = connection.ask("start", **self._run(), key=key, task=task.to_json(), worker=self._worker())
             if "missing" in answer:
                 self._sent -= {(connection, digest) for digest in answer["missing"]}
-                if self._work.bundle.digest in answer["missing"]:
-                    self._is_prepared = False
-                    self.prepare()
+                if not set(answer["missing"]) <= {blob.digest for blob in task.models.values()}:
+                    self._preparation.forget()
                 raise ConnectionLost("what the task needs is no longer on the node")
             started()
             if answer.get("state") == "done":
@@ -214,36 +234,17 @@ class Host:
         with self._lock_of(blob.digest):
             if (connection, blob.digest) in self._sent:
                 return 0
-            sent = connection.put(blob, path)
+            sent = transfer.put(connection, blob, path)
             self._sent.add((connection, blob.digest))
             return sent
 
     def _lock_of(self, name: str) -> threading.Lock:
-        with self._connecting:
+        with self._locking:
             return self._sending.setdefault(name, threading.Lock())
 
-    def _read(self, key: TaskKey, name: str, offset: int) -> tuple[dict[str, Any], bytes]:
-        def attempt() -> tuple[dict[str, Any], bytes]:
-            request = {**self._run(), "key": str(key), "name": name, "offset": offset, "limit": PIECE}
-            return self.connection().ask_for_bytes("read", **request)
-
-        return self._patiently(attempt, tries=RECONNECTS)
-
-    def _patiently(
-        self, attempt: Callable[[], Answer], *, tries: int | None = None, key: TaskKey | None = None
-    ) -> Answer:
-        """What an attempt gives, made again over a new line when one breaks; without `tries` until it is cancelled.
-
-        Raises ConnectionLost in the end.
-        """
-        for retry in itertools.count(1):
-            try:
-                return attempt()
-            except ConnectionLost:
-                if self._is_closed or key in self._cancelled or retry == tries:
-                    raise
-                time.sleep(min(LONGEST_REST_S, 0.1 * 2 ** min(retry, 10)) * random.uniform(0.5, 1.0))
-        raise AssertionError("counted to the end")
+    def _begin_read(self, key: TaskKey, name: str, offset: int, limit: int) -> Waiter:
+        request = {**self._run(), "key": str(key), "name": name, "offset": offset, "limit": limit}
+        return self.connection().begin("read", **request)
 
     def _ask(self, op: str, **fields: Any) -> dict[str, Any]:
         return self.connection().ask(op, **self._run(), **fields)
@@ -253,7 +254,7 @@ class Host:
 
     def _worker(self) -> dict[str, Any]:
         return {
-            "python": self._python,
+            **self._preparation.interpreter,
             "bundle": self._work.bundle.digest,
             "preload": list(self._work.preload),
             "slots": self._slots,

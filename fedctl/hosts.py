@@ -2,27 +2,39 @@
 
 import hashlib
 import sys
+from collections.abc import Callable, Container
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import TypeVar
 
+from fedctl.errors import FedctlError
 from fedctl.federation import Federation, Node
 from fedctl.host import Host, Work
 from fedctl.records import COORDINATOR
-from fedctl.transports import transport_to
+from fedctl.transports import Transports
+
+MOST_AT_ONCE = 512
+"""How many hosts are asked at the same time: one that is away costs a timeout, and so do a hundred."""
+
+Answer = TypeVar("Answer")
 
 
 class Hosts:
     """The hosts of a federation, one for all nodes that share a machine, a user and a Python."""
 
     def __init__(self, federation: Federation, work: Work) -> None:
+        self._transports = Transports(federation.folder)
         groups: dict[tuple[object, ...], list[Node]] = {}
         for node in (*federation.nodes, _COORDINATORS_OWN):
             groups.setdefault(_address(node), []).append(node)
         by_address = {
             address: Host(
-                transport_to(nodes[0]),
-                python=nodes[0].python or sys.executable,
+                self._transports.to(nodes[0]),
+                python=nodes[0].python or (sys.executable if nodes[0].host == "local" else "python3"),
+                home=nodes[0].home or "",
                 slots=max((node.slots or 0 for node in nodes), default=0),
-                work=replace(work, identity=_identity(work.identity, nodes[0].python)),
+                work=_on(nodes[0], work),
+                environment=work.environments.get(nodes[0].name),
             )
             for address, nodes in groups.items()
         }
@@ -43,18 +55,44 @@ class Hosts:
             machines[name if name not in machines else f"{name}, {sys.executable}"] = host
         return machines
 
+    def each(
+        self, action: Callable[[Host], Answer], *, among: Container[str] | None = None
+    ) -> dict[str, Answer | FedctlError]:
+        """What an action gives on every host, all at once, by machine; the error itself where it fails.
+
+        `among` are the machines that are meant, all by default.
+        """
+
+        def tolerant(host: Host) -> Answer | FedctlError:
+            try:
+                return action(host)
+            except FedctlError as error:
+                return error
+
+        machines = {name: host for name, host in self.by_machine().items() if among is None or name in among}
+        with ThreadPoolExecutor(max_workers=max(1, min(MOST_AT_ONCE, len(machines)))) as pool:
+            return dict(zip(machines, pool.map(tolerant, machines.values()), strict=True))
+
     def close(self) -> None:
         for host in self._by_address.values():
             host.close()
+        self._transports.close()
 
 
 _COORDINATORS_OWN = Node(name=COORDINATOR, host="local")
 
 
-def _identity(run: str, python: str | None) -> str:
+def _on(node: Node, work: Work) -> Work:
+    """The run's work as it is on that node's machine: a path of this one means nothing on another."""
+    cwd = work.cwd if node.host == "local" else "~"
+    return replace(work, identity=_identity(work.identity, node), cwd=cwd)
+
+
+def _identity(run: str, node: Node) -> str:
     """A run has a worker for each Python on a machine, and so a folder of its own there for each."""
-    return run if python is None else hashlib.sha256(f"{run} {python}".encode()).hexdigest()[:32]
+    kinds = [kind for kind in (node.python, node.wheelhouse) if kind is not None]
+    return f"{run}-{hashlib.sha256(' '.join(kinds).encode()).hexdigest()[:8]}" if kinds else run
 
 
 def _address(node: Node) -> tuple[object, ...]:
-    return (node.host, node.user, node.port, node.key, node.jump, node.python)
+    return (node.host, node.user, node.port, node.key, node.jump, node.python, node.wheelhouse, node.home)

@@ -204,7 +204,7 @@ class Result:
         )
 
 
-Phase = Literal["waiting", "loading", "training", "evaluating", "saving"]
+Phase = Literal["waiting", "loading", "training", "evaluating", "saving", "unreachable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -188,12 +188,18 @@ def find(folder: Path, name: str | None) -> RunDir:
     if not (path / "run.json").exists():
         path = Path(name)
     if not (path / "run.json").exists():
-        known = sorted(p.name for p in runs.glob("*/") if (p / "run.json").exists() and not p.is_symlink())
+        known = [run.name for run in every(folder)]
         raise StateError(
             f"no run {name} in {runs.absolute()}",
             hint=f"there {'is' if len(known) == 1 else 'are'} {', '.join(known[-5:])}" if known else "`fedctl launch`",
         )
     return RunDir(path.resolve())
+
+
+def every(folder: Path) -> list[RunDir]:
+    """All runs below `folder`, by name."""
+    paths = sorted((folder / RUNS).glob("*/"))
+    return [RunDir(path) for path in paths if (path / "run.json").exists() and not path.is_symlink()]
 
 
 def remove(run: RunDir) -> None:

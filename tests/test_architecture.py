@@ -80,6 +80,7 @@ DOORS = {
     "torch": ("fedctl.weights", "fedctl.strategies", "fedctl.codecs", "fedctl.aggregation", "fedctl.node"),
     "numpy": ("fedctl.strategies", "fedctl.codecs", "fedctl.weights", "fedctl.partition", "fedctl.node"),
     "safetensors": ("fedctl.weights", "fedctl.node"),
+    "pathspec": ("fedctl.bundle",),
     "sklearn": (),
 }
 """Where each library may be imported."""
@@ -139,6 +140,10 @@ def test_no_two_modules_need_each_other():
 
 def test_the_agent_is_one_file_of_the_standard_library():
     assert {name.split(".")[0] for name in imports("fedctl.node.agent")} <= sys.stdlib_module_names
+
+
+def test_the_builder_of_environments_is_one_file_of_the_standard_library():
+    assert {name.split(".")[0] for name in imports("fedctl.node.environment")} <= sys.stdlib_module_names
 
 
 # What the fast commands do not load
@@ -240,7 +245,8 @@ def test_the_tree_of_errors_is_as_it_is_drawn():
         depth = 1 + len(before) // 4 if rest else 0
         above[depth:] = [name]
         drawn[name] = (above[depth - 1] if depth else "Exception", about.split()[0])
-    classes = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
+    kinds = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
+    classes = {name: kind for name, kind in kinds.items() if issubclass(kind, Exception)}
     assert drawn.keys() == classes.keys()
     for name, (parent, code) in drawn.items():
         assert classes[name].__base__.__name__ == parent

@@ -4,8 +4,8 @@ One standard-library file for Python 3.8 or newer: it is sent over stdin on firs
 own bytes, and runs before any environment exists. It keeps blobs by their SHA-256, starts a worker that outlives it,
 puts tasks into the worker's folder, and pushes what it sees there (progress, results, losses) down the line.
 
-A frame is a JSON header and a raw body, each behind its length. Requests carry `id` and `op`; the answer carries the
-same id as `re`. Pushes carry `push`. The agent ends when its stdin ends; whatever it started goes on.
+A frame is a JSON header and a raw body, each behind its length. The agent greets before its first one, so that what a
+login shell printed can be told apart. Requests carry `id` and `op`; the answer carries the same id as `re`. Pushes carry `push`. The agent ends when its stdin ends; whatever it started goes on.
 
 A task waits in `queue/`; whoever works on it holds its `lock`, has put its process group into `pid` and has taken it
 out of the queue, in that order; `result.json` ends it. So at every instant a task is queued, held, done, or lost.
@@ -17,9 +17,11 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import platform
+import pwd
 import re
 import select
 import shutil
@@ -29,41 +31,64 @@ import subprocess
 import sys
 import tarfile
 import time
+from io import FileIO
 from pathlib import Path
 from typing import Any, Callable, Dict
 
 Header = Dict[str, Any]
 
 PROTOCOL = 1
+GREETING = b"\0fedctl agent 1\n"
 LENGTHS = struct.Struct(">II")
 LONGEST_HEADER = 16 * 2**20
 LONGEST_BODY = 8 * 2**20
 CHUNK = 2**20
-PIPE = 2**16
+BLOCK = 2**20
+PIPE = 2**20
+SET_PIPE_SIZE = 1031  # fcntl.F_SETPIPE_SZ, which Python knows from 3.10 on
+AHEAD = 2**16
 TICK_S = 0.01
 LIVENESS_S = 1.0
 END_S = 10.0
+PROBE_S = 30.0
+IMPORT_S = 100.0
+MOST_PATHS = 1000
 
 DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 FOLDER = re.compile(r"r[0-9]{4,9}-[A-Za-z0-9][A-Za-z0-9._-]{0,63}-[aesci][0-9]{1,4}\Z")
 RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 READABLE = ("update.safetensors", "train.log")
+MADE = {
+    "runs": re.compile(r"\..+\.[0-9a-f]{12}\Z"),
+    "blobs": re.compile(r"\.?[0-9a-f]{64}(\..*)?\Z"),
+    "bundle": re.compile(r"\.?[0-9a-f]{64}(\..*)?\Z"),
+    "env": re.compile(r"(\.?[0-9a-f]{64}(\..*)?|python)\Z"),
+    "": re.compile(r"(agent-[0-9a-f]{12}\.py(\.tmp-[0-9]+)?|blobs\.lock)\Z"),
+}
+"""By folder of the home, the names that fedctl gives there, beside whole runs; the agents' own come last."""
+LEAST_PYTHON = (3, 10)
 
 
 class Refused(Exception):
     """A request that cannot be met; the text goes back to the coordinator."""
 
 
+def encode_head(header: Header, size: int) -> bytes:
+    """What comes before a frame's body of `size` bytes."""
+    head = json.dumps(header, separators=(",", ":")).encode()
+    return LENGTHS.pack(len(head), size) + head
+
+
 def encode_frame(header: Header, body: bytes = b"") -> bytes:
     """The bytes of one frame."""
-    head = json.dumps(header, separators=(",", ":")).encode()
-    return b"".join((LENGTHS.pack(len(head), len(body)), head, body))
+    return encode_head(header, len(body)) + body
 
 
 def read_frame(read: Callable[[int], bytes]) -> tuple[Header, bytes] | None:
     """One (header, body) from `read(n)`, which returns exactly n bytes or fewer at the end; None at the end.
 
-    Raises ValueError for a frame that is too long, cut off or not JSON.
+    What `read` returns is not used after the next call. Raises ValueError for a frame that is too long, cut off or not
+    JSON.
     """
     lengths = read(LENGTHS.size)
     if not lengths:
@@ -73,10 +98,24 @@ def read_frame(read: Callable[[int], bytes]) -> tuple[Header, bytes] | None:
     head_size, body_size = LENGTHS.unpack(lengths)
     if head_size > LONGEST_HEADER or body_size > LONGEST_BODY:
         raise ValueError(f"a frame claims {head_size} + {body_size} bytes")
-    head, body = read(head_size), read(body_size) if body_size else b""
-    if len(head) < head_size or len(body) < body_size:
+    head = read(head_size)
+    if len(head) < head_size:
         raise ValueError("a frame was cut off")
-    return parse(head), body
+    header, body = parse(bytes(head)), read(body_size) if body_size else b""
+    if len(body) < body_size:
+        raise ValueError("a frame was cut off")
+    return header, body
+
+
+def write_all(descriptor: int, *pieces: bytes) -> None:
+    """Write all of them, in one call where they fit."""
+    views = [memoryview(piece) for piece in pieces if len(piece)]
+    while views:
+        done = os.writev(descriptor, views)
+        while views and done >= len(views[0]):
+            done -= len(views.pop(0))
+        if done:
+            views[0] = views[0][done:]
 
 
 def parse(text: bytes) -> Header:
@@ -106,6 +145,27 @@ def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
     temporary.rename(path)
 
 
+def sha256(file: FileIO, size: int) -> Any:
+    """The running hash of a file's first `size` bytes."""
+    running, room = hashlib.sha256(), memoryview(bytearray(min(size, CHUNK)))
+    file.seek(0)
+    while size > 0:
+        came = file.readinto(room[:size])
+        if not came:
+            raise Refused("a file became shorter")
+        running.update(room[:came])
+        size -= came
+    return running
+
+
+def is_at(file: FileIO, path: Path) -> bool:
+    """False when the open file has another name by now, or none."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def is_held(path: Path) -> bool:
     """True while some process holds the flock of that file."""
     try:
@@ -130,6 +190,20 @@ def kill_holder(lock: Path, pid: Path) -> None:
         kill_group(int(number))
 
 
+def end_all(held: Callable[[], list[Path]], kill: Callable[[Path], None]) -> None:
+    """Kill whoever holds these locks until nobody does; raises Refused where that does not help."""
+    deadline = time.monotonic() + END_S
+    while True:
+        locks = held()
+        if not locks:
+            return
+        if time.monotonic() > deadline:
+            raise Refused("a process does not end")
+        for lock in locks:
+            kill(lock)
+        time.sleep(TICK_S)
+
+
 def tail(path: Path, size: int) -> str:
     """The end of a text file, at most `size` bytes of it; empty when there is none."""
     try:
@@ -140,16 +214,78 @@ def tail(path: Path, size: int) -> str:
         return ""
 
 
+def output_of(command: list[str], seconds: float) -> bytes:
+    """What a command prints; raises OSError with the end of what it said where it fails or takes longer than that."""
+    environment = dict(os.environ, PYTHONDONTWRITEBYTECODE="1")
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError(f"{command[0]} took longer than {seconds:g} s") from None
+    if done.returncode:
+        said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
+        raise OSError(said[-500:] or f"{command[0]} ended with status {done.returncode}")
+    return done.stdout
+
+
+def nvidia_gpus() -> list[Header]:
+    """The GPUs that nvidia-smi knows, `memory` in MiB; raises OSError with what it says where it is there and fails."""
+    program = which("nvidia-smi")
+    if not program:
+        return []
+    query = "--query-gpu=name,memory.total,driver_version"
+    lines = output_of([program, query, "--format=csv,noheader,nounits"], PROBE_S).decode("utf-8", "replace").splitlines()
+    found = [[part.strip() for part in line.rsplit(",", 2)] for line in lines if line.count(",") >= 2]
+    return [{"name": name, "memory": memory, "driver": driver} for name, memory, driver in found]
+
+
+def memory_available() -> int | None:
+    """Bytes that a new process could have, where the kernel says so."""
+    match = re.search(r"^MemAvailable:\s+([0-9]+) kB", tail(Path("/proc/meminfo"), 4096), re.MULTILINE)
+    return int(match[1]) * 1024 if match else None
+
+
+def user() -> str:
+    """The account's name, else its number."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
 def cpus() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class Upload:
+    """A blob that comes in order: its file, which this process alone writes, and the hash of what is there."""
+
+    def __init__(self, path: Path, file: FileIO, size: int) -> None:
+        self.path = path
+        self.file = file
+        self.size = size
+        self.hash = sha256(file, size)
+        file.truncate(size)
+
+    def append(self, body: bytes) -> None:
+        self.hash.update(body)
+        write_all(self.file.fileno(), body)
+        self.size += len(body)
+
+
 class Blobs:
-    """Bytes under their SHA-256; a partial one is kept as `.part` and goes on where it broke."""
+    """Bytes under their SHA-256.
+
+    One that comes in order is a `.part` until it is whole and goes on where it broke; a second agent that is sent it at
+    the same time writes a part of its own. One that comes over several lines is in `.blocks`, in any order, and `.here`
+    has a byte for each block that is there.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.uploads: dict[str, Upload] = {}
 
     def path(self, digest: str) -> Path:
         if not isinstance(digest, str) or not DIGEST.match(digest):
@@ -157,51 +293,130 @@ class Blobs:
         return self.folder / digest
 
     def part(self, digest: str) -> Path:
-        return self.path(digest).with_suffix(".part")
+        """The first part of a blob that no other process writes."""
+        names = (self.path(digest).with_suffix(f".part{number or ''}") for number in itertools.count())
+        return next(name for name in names if not is_held(name))
 
     def stat(self, digest: str) -> Header:
-        path, part = self.path(digest), self.part(digest)
+        """Whether a blob is whole, else how much of its beginning is here, or which of its blocks are `missing`."""
+        path = self.path(digest)
         if path.exists():
             return {"whole": True, "size": path.stat().st_size}
+        with contextlib.suppress(FileNotFoundError):
+            return {"whole": False, "size": 0, "missing": self.missing(digest)}
+        if digest in self.uploads:
+            return {"whole": False, "size": self.uploads[digest].size}
+        part = self.part(digest)
         return {"whole": False, "size": part.stat().st_size if part.exists() else 0}
 
     def put(self, digest: str, size: int, offset: int, body: bytes) -> Header:
-        """Write at `offset`; when `size` is reached, verify and rename."""
-        path, part = self.path(digest), self.part(digest)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.folder.with_suffix(".lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # another agent may be sent the same blob at the same time
-            known = self.stat(digest)
-            if known["whole"]:
-                return known
-            if offset > known["size"]:
-                raise Refused(f"offset {offset} is past the {known['size']} bytes that are here")
-            part.touch()
-            with part.open("r+b") as file:
-                file.seek(offset)
-                file.write(body)
-                have = file.seek(0, os.SEEK_END)
-                if have < size:
-                    return {"whole": False, "size": have}
-                file.flush()
-                os.fsync(file.fileno())
-            if have != size or self.hash(part) != digest:
-                part.unlink()
+        """Write at `offset`, which is the end of what is here or before it; verify and rename when `size` is reached."""
+        path = self.path(digest)
+        upload = self.uploads.pop(digest, None)  # one that fails is begun again from what it wrote
+        if path.exists():
+            if upload:
+                remove(upload.path)
+            return self.stat(digest)
+        if upload is None or upload.size != offset:
+            upload = self.open(digest, offset, upload)
+        upload.append(body)
+        if upload.size < size:
+            self.uploads[digest] = upload
+            return {"whole": False, "size": upload.size}
+        with upload.file:
+            if upload.size > size or upload.hash.hexdigest() != digest:
+                remove(upload.path)
                 raise Refused(f"the bytes are not those of {digest[:12]}")
-            part.rename(path)
+            os.fsync(upload.file.fileno())
+            upload.path.rename(path)
         return {"whole": True, "size": size}
 
-    def hash(self, path: Path) -> str:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            for chunk in iter(lambda: file.read(CHUNK), b""):
-                digest.update(chunk)
-        return digest.hexdigest()
+    def open(self, digest: str, offset: int, before: Upload | None = None) -> Upload:
+        """An upload that goes on at `offset`, which must not be past what is here."""
+        if before:
+            before.file.close()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = self.part(digest)
+            file = path.open("a+b", buffering=0)
+            with contextlib.suppress(BlockingIOError):  # another agent was faster
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if is_at(file, path):
+                    break
+            file.close()
+        have = os.fstat(file.fileno()).st_size
+        if not 0 <= offset <= have:
+            file.close()
+            raise Refused(f"offset {offset} is past the {have} bytes that are here")
+        return Upload(path, file, offset)
+
+    def split(self, digest: str, size: int) -> Header:
+        """Take a blob's blocks in any order from now on, also from other agents; what is here already stays."""
+        path = self.path(digest)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.folder.with_suffix(".lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            known = self.stat(digest)
+            if not known["whole"] and "missing" not in known:
+                upload = self.open(digest, known["size"], self.uploads.pop(digest, None))
+                with upload.file:
+                    upload.file.truncate(size)
+                    upload.path.rename(path.with_suffix(".blocks"))
+                    count, have = -(-size // BLOCK), min(known["size"], size) // BLOCK
+                    write_whole(path.with_suffix(".here"), b"\1" * have + bytes(count - have), durable=False)
+                known = self.stat(digest)
+        return known
+
+    def missing(self, digest: str) -> list[list[int]]:
+        """The numbers of the blocks that are not here, as [first, one past the last]; FileNotFoundError unless split."""
+        here = self.path(digest).with_suffix(".here").read_bytes()
+        return [list(match.span()) for match in re.finditer(rb"\0+", here)]
+
+    def put_block(self, digest: str, offset: int, body: bytes) -> Header:
+        """Write one block of a blob that was split."""
+        with self.blocks(digest, fcntl.LOCK_SH) as file, self.path(digest).with_suffix(".here").open("r+b") as here:
+            size = os.fstat(file.fileno()).st_size
+            if offset % BLOCK or not 0 <= offset < size or len(body) != min(BLOCK, size - offset):
+                raise Refused(f"{len(body)} bytes at {offset} are not a block of {size} bytes")
+            file.seek(offset)
+            write_all(file.fileno(), body)
+            here.seek(offset // BLOCK)
+            here.write(b"\1")
+        return {}
+
+    def seal(self, digest: str) -> Header:
+        """Verify a blob whose blocks are all here, and give it its name."""
+        path = self.path(digest)
+        if path.exists():
+            return self.stat(digest)
+        with self.blocks(digest, fcntl.LOCK_EX) as file:
+            if self.missing(digest):
+                return self.stat(digest)
+            is_right = sha256(file, os.fstat(file.fileno()).st_size).hexdigest() == digest
+            os.fsync(file.fileno())
+            path.with_suffix(".blocks").rename(path) if is_right else remove(path.with_suffix(".blocks"))
+            remove(path.with_suffix(".here"))
+        if not is_right:
+            raise Refused(f"the bytes are not those of {digest[:12]}")
+        return self.stat(digest)
+
+    def blocks(self, digest: str, lock: int) -> FileIO:
+        """The file of a blob that was split, locked: nobody writes to it once it is verified."""
+        path = self.path(digest).with_suffix(".blocks")
+        try:
+            file = path.open("r+b", buffering=0)
+        except FileNotFoundError:
+            raise Refused(f"{digest[:12]} does not come in blocks") from None
+        fcntl.flock(file, lock)
+        if not is_at(file, path):
+            file.close()
+            raise Refused(f"{digest[:12]} does not come in blocks any more")
+        return file
 
     def remove(self, digest: str) -> None:
-        for path in (self.path(digest), self.part(digest)):
-            if path.exists():
-                path.unlink()
+        self.path(digest)
+        for path in self.folder.glob(f"{digest}*"):
+            remove(path)
 
 
 class Run:
@@ -250,6 +465,7 @@ class Run:
             raise Refused(f"not a digest: {spec['bundle']!r}")
         bundle = home / "bundle" / spec["bundle"]
         paths = [str(bundle / "project"), str(bundle)]
+        python = str(Environments(home).python(spec["environment"])) if "environment" in spec else spec["python"]
         with (self.path / "worker.lock").open("ab") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -263,7 +479,7 @@ class Run:
             write_whole(self.path / "worker.json", json.dumps(spec).encode(), durable=False)
             with (self.path / "worker.log").open("ab") as log:
                 self.worker = subprocess.Popen(
-                    [spec["python"], "-c", f"import sys; sys.path[0:1] = {paths!r}; {code}"],
+                    [python, "-c", f"import sys; sys.path[0:1] = {paths!r}; {code}"],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -363,20 +579,24 @@ class Run:
         """End the worker and everything that it forked; what waits is begun only if it is asked for again."""
         for entry in self.queue.iterdir():
             remove(entry)
-        deadline = time.monotonic() + END_S
-        while True:
-            held = [child for child in self.children.iterdir() if is_held(child)]
-            if not held and not self.worker_lives():
-                break
-            if time.monotonic() > deadline:
-                raise Refused("a process of the run does not end")
-            kill_holder(self.path / "worker.lock", self.path / "worker.pid")
-            for child in held:
-                kill_holder(child, child)
-            time.sleep(TICK_S)
+
+        def kill(lock: Path) -> None:
+            kill_holder(lock, self.path / "worker.pid" if lock.name == "worker.lock" else lock)
+
+        end_all(self.held, kill)
         for folder in self.folders():
             if not (folder / "result.json").exists():
                 remove(folder / "pid")  # it was stopped on purpose, so it may be begun again
+
+    def held(self) -> list[Path]:
+        """The locks of the processes that are at work: the worker's and its children's."""
+        lives = [self.path / "worker.lock"] if self.worker_lives() else []
+        return [*lives, *(child for child in self.children.glob("*") if is_held(child))]
+
+    def owner(self) -> tuple[str, str]:
+        """Whose run it is, and the machine that works on it: a home may be shared by several."""
+        identity, _, machine = tail(self.path / "id", 1000).partition(" ")
+        return identity, machine
 
     def digests(self, *, unfinished: bool = False) -> set[str]:
         """The blobs that this run's tasks name."""
@@ -416,6 +636,157 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
+def discard(path: Path) -> None:
+    """Remove a file or a folder that another agent may be removing too."""
+    while os.path.lexists(path):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+class Environments:
+    """The Python environments that were made here, each under the digest of what it was made from.
+
+    `env/<digest>/ready` marks a whole one. Whoever makes one holds `env/<digest>.lock`; its log, and the reason where it
+    failed, stand beside it.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.folder = home / "env"
+        self.pythons: dict[tuple[str, bool], Header] = {}
+        self.builders: list[subprocess.Popen[bytes]] = []
+
+    def path(self, digest: str) -> Path:
+        if not isinstance(digest, str) or not DIGEST.match(digest):
+            raise Refused(f"not a digest: {digest!r}")
+        return self.folder / digest
+
+    def python(self, digest: str) -> Path:
+        return self.path(digest) / "bin" / "python"
+
+    def is_ready(self, digest: str) -> bool:
+        return self.python(digest).exists() and (self.path(digest) / "ready").exists()
+
+    def find(self, needs: Header) -> Header:
+        """Where the environment that is asked for is, or would be: digest, version and interpreter."""
+        wanted, is_online = needs["python"], not needs["wheels"]
+        if (wanted, is_online) not in self.pythons:
+            self.pythons[wanted, is_online] = find_python(wanted, is_online=is_online)
+        found = self.pythons[wanted, is_online]
+        wheels = dict(sorted(needs["wheels"].items()))
+        key = [found["version"], platform.system(), platform.machine(), needs["requirements"], wheels]
+        return {**found, "digest": hashlib.sha256(json.dumps(key).encode()).hexdigest()}
+
+    def make(self, needs: Header, bundle: Path, blobs: Blobs) -> str:
+        """Start making an environment unless it is there, or on its way; returns its digest."""
+        found = self.find(needs)
+        base = self.path(found["digest"])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with base.with_suffix(".lock").open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return base.name
+            if self.is_ready(base.name):
+                return base.name
+            for name in needs["wheels"]:
+                if name != Path(name).name or not name.endswith(".whl"):
+                    raise Refused(f"not the name of a wheel: {name!r}")
+            spec = {
+                **found,
+                "requirements": needs["requirements"],
+                "wheels": {name: str(blobs.path(digest)) for name, digest in needs["wheels"].items()},
+                "uv": which("uv"),
+            }
+            remove(base.with_suffix(".failed"))
+            write_whole(base.with_suffix(".json"), json.dumps(spec).encode(), durable=False)
+            builder = bundle / "fedctl" / "node" / "environment.py"
+            with base.with_suffix(".log").open("wb") as log:
+                # The builder inherits the lock and hands it on to the installer, so that no two ever write there.
+                process = subprocess.Popen(
+                    [sys.executable, "-I", str(builder), str(base.with_suffix(".json"))],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    pass_fds=[lock.fileno()],
+                    cwd=self.folder,
+                )
+            write_whole(base.with_suffix(".pid"), str(process.pid).encode(), durable=False)
+            self.builders.append(process)
+        return base.name
+
+    def is_making(self, digest: str) -> bool:
+        self.builders = [builder for builder in self.builders if builder.poll() is None]
+        return is_held(self.path(digest).with_suffix(".lock"))
+
+    def held(self) -> list[Path]:
+        """The locks of all environments that are being made, also for others."""
+        return [lock for lock in self.folder.glob("*.lock") if is_held(lock)]
+
+    def stop(self) -> None:
+        """End the making of every environment."""
+        end_all(self.held, lambda lock: kill_holder(lock, lock.with_suffix(".pid")))
+
+    def newest_line(self, digest: str) -> str:
+        lines = tail(self.path(digest).with_suffix(".log"), 2000).split("\n")[:-1]
+        return next((line.strip()[:500] for line in reversed(lines) if line.strip()), "")
+
+    def end(self, digest: str) -> Header | None:
+        """How the making came out: the facts of a whole one, or what went wrong; None where nobody lived to say."""
+        is_ready = self.is_ready(digest)
+        path = self.path(digest) / "ready" if is_ready else self.path(digest).with_suffix(".failed")
+        try:
+            return parse(path.read_bytes())
+        except (OSError, ValueError):
+            return None
+
+
+def which(program: str) -> str | None:
+    """A program's path, also where a login shell would look and a bare command does not."""
+    places = (os.environ.get("PATH", os.defpath), "~/.local/bin", "~/.cargo/bin", "/usr/local/bin", "/opt/homebrew/bin")
+    return shutil.which(program, path=os.pathsep.join(os.path.expanduser(place) for place in places))
+
+
+def find_python(wanted: str, *, is_online: bool) -> Header:
+    """The Python to make an environment of: that version (X.Y) if it can be had, else this one, else the newest.
+
+    `python` is its path, None where uv is to fetch it.
+    """
+    own = "{}.{}".format(*sys.version_info)
+    if own == wanted:
+        return {"version": own, "python": sys.executable}
+    path = runs_as(wanted)
+    if path:
+        return {"version": wanted, "python": path}
+    if is_online and which("uv"):
+        return {"version": wanted, "python": None}
+    if sys.version_info >= LEAST_PYTHON:
+        return {"version": own, "python": sys.executable}
+    for minor in range(14, 9, -1):
+        path = runs_as(f"3.{minor}")
+        if path:
+            return {"version": f"3.{minor}", "python": path}
+    raise Refused("there is no Python of 3.10 or newer, and no uv that could fetch one")
+
+
+def runs_as(version: str) -> str | None:
+    """The path of the Python of that version, if there is one that runs."""
+    path = which(f"python{version}")
+    code = "import sys; sys.exit('{}.{}'.format(*sys.version_info) != sys.argv[1])"
+    if not path:
+        return None
+    quiet = subprocess.DEVNULL
+    try:
+        done = subprocess.run([path, "-c", code, version], stdin=quiet, stdout=quiet, stderr=quiet, timeout=30, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return None if done.returncode else path
+
+
 class Watch:
     """What the agent remembers of a task that it watches."""
 
@@ -424,6 +795,16 @@ class Watch:
         self.offset = 0
         self.is_revived = False
         self.is_missed = False
+
+
+class Making:
+    """What the agent remembers of an environment that it sees made."""
+
+    def __init__(self, needs: Header, bundle: Path) -> None:
+        self.needs = needs
+        self.bundle = bundle
+        self.line = ""
+        self.is_revived = False
 
 
 class Agent:
@@ -435,8 +816,10 @@ class Agent:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         home.chmod(0o700)
         self.blobs = Blobs(home / "blobs")
+        self.environments = Environments(home)
         self.runs: dict[str, Run] = {}
         self.watched: dict[tuple[str, str], Watch] = {}
+        self.making: dict[str, Making] = {}
         self.looked_at = 0.0
 
     def answer(self, header: Header, body: bytes) -> None:
@@ -463,11 +846,18 @@ class Agent:
 
     def others(self, run: Run) -> list[Run]:
         """The other runs on this machine."""
-        paths = (self.home / "runs").iterdir()
-        return [Run(path) for path in paths if path != run.path and RUN.match(path.name) and path.is_dir()]
+        return [other for other in self.all_runs() if other.path != run.path]
 
-    def do_hello(self, _: Header) -> Header:
-        """What the coordinator should know of this machine; sizes in bytes, `time` in seconds since 1970."""
+    def all_runs(self) -> list[Run]:
+        """Every run that has a folder here."""
+        paths = (self.home / "runs").glob("*/queue")
+        return [Run(path.parent) for path in sorted(paths) if RUN.match(path.parent.name)]
+
+    def do_hello(self, header: Header) -> Header:
+        """What the coordinator should know of this machine; sizes in bytes, `time` in seconds since 1970.
+
+        With `needs`, also which of them are here already.
+        """
         return {
             "protocol": PROTOCOL,
             "python": platform.python_version(),
@@ -478,13 +868,38 @@ class Agent:
             "disk_free": shutil.disk_usage(self.home).free,
             "time": time.time(),
             "home": str(self.home),
+            "user": user(),
+            "forced": "SSH_ORIGINAL_COMMAND" in os.environ,
+            "memory_available": memory_available(),
+            **({"has": self.stand(header["needs"])} if header.get("needs") else {}),
         }
+
+    def stand(self, needs: Header) -> Header:
+        """How the machine stands to what a run needs: a bundle, and an environment to make or a Python to use."""
+        stand: Header = {"bundle": (self.home / "bundle" / self.blobs.path(needs["bundle"]).name).is_dir()}
+        try:
+            if "environment" in needs:
+                found = self.environments.find(needs["environment"])
+                stand["environment"] = {**found, "ready": self.environments.is_ready(found["digest"])}
+            if "python" in needs:
+                stand["python"] = self.do_probe(needs)
+        except Refused as refusal:
+            stand["error"] = str(refusal)
+        return stand
 
     def do_stat(self, header: Header) -> Header:
         return {"blobs": {digest: self.blobs.stat(digest) for digest in header["digests"]}}
 
     def do_put(self, header: Header) -> Header:
+        if header.get("block"):
+            return self.blobs.put_block(header["digest"], header["offset"], header["body"])
         return self.blobs.put(header["digest"], header["size"], header["offset"], header["body"])
+
+    def do_split(self, header: Header) -> Header:
+        return self.blobs.split(header["digest"], header["size"])
+
+    def do_seal(self, header: Header) -> Header:
+        return self.blobs.seal(header["digest"])
 
     def do_unpack(self, header: Header) -> None:
         """Unpack a bundle that is here as a blob."""
@@ -502,6 +917,16 @@ class Agent:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
+    def do_environment(self, header: Header) -> Header:
+        """Make an environment, or adopt the making of it; its newest words and its end are pushed under its digest."""
+        needs, bundle = header["environment"], self.home / "bundle" / self.blobs.path(header["bundle"]).name
+        missing = [digest for digest in needs["wheels"].values() if not self.blobs.stat(digest)["whole"]]
+        if missing or not bundle.is_dir():
+            raise Refused("the wheels or the bundle are not here")
+        digest = self.environments.make(needs, bundle, self.blobs)
+        self.making[digest] = Making(needs, bundle)
+        return {"digest": digest}
+
     def do_worker(self, header: Header) -> Header:
         return {"started": self.run(header).start_worker(self.home, header["worker"])}
 
@@ -515,6 +940,9 @@ class Agent:
         bundle = self.home / "bundle" / self.blobs.path(header["worker"]["bundle"]).name
         if not bundle.is_dir():
             missing.append(bundle.name)
+        environment = header["worker"].get("environment")
+        if environment and not self.environments.is_ready(environment):
+            missing.append(environment)
         if missing:
             return {"missing": missing}
         is_new = run.accept(key, task)
@@ -577,6 +1005,34 @@ class Agent:
             shutil.rmtree(self.home / "bundle" / bundle, ignore_errors=True)
             self.blobs.remove(bundle)
 
+    def do_stop_all(self, header: Header) -> None:
+        """End every process of the runs with these identities; refuses where others are at work, unless by force."""
+        here = [run for run in self.all_runs() if run.owner()[1] == platform.node() and run.held()]
+        strangers = [run.path.name for run in here if run.owner()[0].partition("-")[0] not in header["identities"]]
+        if strangers and not header["force"]:
+            raise Refused(f"a run of another federation is at work there: {', '.join(strangers)}")
+        if self.environments.held() and not header["force"]:
+            raise Refused("an environment is being made there")
+        for run in here:
+            run.stop()
+        self.environments.stop()
+
+    def do_remove_all(self, _: Header) -> None:
+        """Remove all that fedctl made here, this very file last; what others put beside it stays, and its folder."""
+        at_work = [f"run {run.path.name} on {run.owner()[1]}" for run in self.all_runs() if run.held()]
+        at_work += ["the making of an environment"] if self.environments.held() else []
+        if at_work:
+            raise Refused(f"there is still at work: {', '.join(at_work)}")
+        self.runs, self.watched, self.making = {}, {}, {}
+        for run in self.all_runs():
+            discard(run.path)
+        for folder, names in MADE.items():
+            for path in list((self.home / folder).glob("*")):
+                if names.match(path.name):
+                    discard(path)
+            with contextlib.suppress(OSError):  # not there, or not empty
+                (self.home / folder).rmdir()
+
     def do_probe(self, header: Header) -> Header:
         """Versions of packages in a Python, from their metadata, without importing them."""
         code = (
@@ -586,13 +1042,63 @@ class Agent:
             " except PackageNotFoundError: found[name]=None\n"
             "print(json.dumps({'python': sys.version.split()[0], 'packages': found}))"
         )
-        command = [header["python"], "-c", code, *header["packages"]]
         try:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=True)
-        except (OSError, subprocess.SubprocessError) as error:
-            said = (getattr(error, "stderr", None) or b"").decode("utf-8", "replace")[-500:]
-            raise Refused(f"{header['python']} does not run: {said or error}") from error
-        return parse(done.stdout)
+            return parse(output_of([header["python"], "-c", code, *header["packages"]], PROBE_S))
+        except (OSError, ValueError) as error:
+            raise Refused(f"{header['python']} does not run: {error}") from error
+
+    def do_accelerators(self, header: Header) -> Header:
+        """What may train here, as nvidia-smi tells it; and, where that is in question, as torch sees it.
+
+        Torch takes seconds to import, so it is not asked on a machine without a sign of an accelerator, unless `wanted`.
+        """
+        python = self.interpreter(header)
+        answer: Header = {"gpus": []}
+        try:
+            answer["gpus"] = nvidia_gpus()
+        except OSError as error:
+            answer["trouble"] = str(error)
+        has_sign = bool(answer["gpus"]) or Path("/dev/kfd").exists() or platform.system() == "Darwin"
+        if python and (has_sign or header["wanted"]):
+            code = (
+                "import sys; del sys.path[0]\nimport json,torch\ncount=torch.cuda.device_count()\n"
+                "print(json.dumps({'gpus': [torch.cuda.get_device_name(i) for i in range(count)],"
+                " 'mps': torch.backends.mps.is_available()}))"
+            )
+            try:
+                answer["torch"] = parse(output_of([python, "-c", code], IMPORT_S))
+            except (OSError, ValueError) as error:
+                answer["trouble"] = str(error)
+        return answer
+
+    def interpreter(self, header: Header) -> str:
+        """The Python that a request means: of an environment that was made here, or one that is named; empty for none."""
+        if "environment" in header:
+            return str(self.environments.python(header["environment"]))
+        return str(header.get("python") or "")
+
+    def do_look(self, header: Header) -> Header:
+        """Whether each path is there and may be read; of what is in it nothing is told."""
+        paths = [os.path.expanduser(path) for path in header["paths"][:MOST_PATHS]]
+        return {"found": [{"exists": os.path.exists(path), "readable": os.access(path, os.R_OK)} for path in paths]}
+
+    def do_trial(self, header: Header) -> Header:
+        """Whether these modules of a bundle can be imported; `present` is false where it, or a Python, is not here yet."""
+        python = self.interpreter(header)
+        bundle = self.home / "bundle" / self.blobs.path(header["bundle"]).name
+        if not python or not bundle.is_dir():
+            return {"present": False}
+        paths = [str(bundle / "project"), str(bundle)]
+        code = f"import sys; sys.path[0:1] = {paths!r}; from fedctl.node.trial import main; main(sys.argv[1:])"
+        try:
+            said = parse(output_of([python, "-c", code, *header["modules"]], IMPORT_S))
+        except (OSError, ValueError) as error:
+            said = {"failure": str(error)}
+        return {"present": True, "failure": said.get("failure")}
+
+    @property
+    def is_watching(self) -> bool:
+        return bool(self.watched or self.making)
 
     def look(self) -> None:
         """Push what has changed in the watched tasks."""
@@ -600,6 +1106,7 @@ class Agent:
         is_due = now - self.looked_at >= LIVENESS_S
         if is_due:
             self.looked_at = now
+        self.look_at_environments()
         queued: dict[str, set[str]] = {}
         for (identity, key), watch in list(self.watched.items()):
             run = self.runs[identity]
@@ -616,6 +1123,25 @@ class Agent:
             if result is not None:
                 del self.watched[identity, key]
                 self.send({"push": "result", "key": key, "result": result}, b"")
+
+    def look_at_environments(self) -> None:
+        """Push what has changed in the environments that are being made; one whose builder died is made anew, once."""
+        for digest, making in list(self.making.items()):
+            is_making, line = self.environments.is_making(digest), self.environments.newest_line(digest)
+            if line and line != making.line:
+                making.line = line
+                self.send({"push": "environment", "key": digest, "line": line}, b"")
+            if is_making:
+                continue
+            end = self.environments.end(digest)
+            if end is None and not making.is_revived:
+                making.is_revived = True
+                with contextlib.suppress(OSError):
+                    self.environments.make(making.needs, making.bundle, self.blobs)
+                continue
+            del self.making[digest]
+            lost = {"error": "the process that made the environment is gone", "detail": line}
+            self.send({"push": "environment ended", "key": digest, "end": end or lost}, b"")
 
     def attend(self, run: Run, key: str, watch: Watch, *, is_queued: bool) -> None:
         """Start a worker for a waiting task, once; fail one that was begun and that nobody holds any more."""
@@ -672,21 +1198,30 @@ def unpack(source: Path, folder: Path) -> None:
 
 
 class Line:
-    """Buffered reading of a pipe that shows what it holds, so that select() can be trusted for the rest."""
+    """Reading of a pipe: long bodies are copied once, and what was read ahead shows, so that select() can be trusted."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        self.buffer = bytearray()
+        self.ahead = bytearray(AHEAD)
+        self.held = memoryview(b"")
+        self.room = bytearray()
 
-    def read(self, size: int) -> bytes:
-        while len(self.buffer) < size:
-            fresh = os.read(self.descriptor, PIPE)
-            if not fresh:
+    def read(self, size: int) -> memoryview:
+        """`size` bytes, or fewer at the end; they stand until the next call."""
+        if size <= len(self.held):
+            taken, self.held = self.held[:size], self.held[size:]
+            return taken
+        if size > len(self.room):
+            self.room = bytearray(size)
+        view, have = memoryview(self.room)[:size], len(self.held)
+        view[:have] = self.held
+        while have < size:
+            came = os.readv(self.descriptor, [view[have:], self.ahead])
+            self.held = memoryview(self.ahead)[: max(0, have + came - size)]
+            have = min(size, have + came)
+            if not came:
                 break
-            self.buffer += fresh
-        data = bytes(self.buffer[:size])
-        del self.buffer[:size]
-        return data
+        return view[:have]
 
 
 def serve(home: Path) -> None:
@@ -694,18 +1229,20 @@ def serve(home: Path) -> None:
     source, sink = sys.stdin.fileno(), os.dup(sys.stdout.fileno())
     with Path(os.devnull).open("wb") as null:
         os.dup2(null.fileno(), sys.stdout.fileno())
+    for pipe in (source, sink):
+        with contextlib.suppress(OSError):  # not a pipe, not Linux, or past what a user may have
+            fcntl.fcntl(pipe, SET_PIPE_SIZE, PIPE)
 
     def send(header: Header, body: bytes = b"") -> None:
-        data = memoryview(encode_frame(header, body))
-        while data:
-            data = data[os.write(sink, data) :]
+        write_all(sink, encode_head(header, len(body)), body)
 
     line = Line(source)
     agent = Agent(home, send)
+    write_all(sink, GREETING)
     next_look = 0.0
     while True:
         rest_s = max(0.0, next_look - time.monotonic()) if agent.watched else None
-        if line.buffer or select.select([source], [], [], rest_s)[0]:
+        if line.held or select.select([source], [], [], rest_s)[0]:
             frame = read_frame(line.read)
             if frame is None:
                 return

@@ -1,35 +1,36 @@
 """`fedctl check`: is every node fit for its task? Looks, and changes nothing."""
 
+import hashlib
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedctl import topology
+from fedctl import bundle, topology
+from fedctl.environment import Environment, Given, environments
 from fedctl.errors import ConfigError, NodeError
 from fedctl.federation import Federation, Node
 from fedctl.host import Host, Work
-from fedctl.hosts import Hosts
+from fedctl.hosts import MOST_AT_ONCE, Hosts
+from fedctl.operations import findings
+from fedctl.operations.accepting import Ask, accept
+from fedctl.operations.findings import Finding
 from fedctl.operations.rehearsal import rehearse
 from fedctl.records import Blob
 from fedctl.strategies import build
+from fedctl.transports.sshconfig import KNOWN_HOSTS
 
-PACKAGES = ("torch", "pytorch-lightning", "lightning", "safetensors", "numpy")
-LEAST_DISK = 1 << 30
-LEAST_MEMORY = 2 << 30
-MOST_SKEW_S = 5.0
+ENVIRONMENT_SIZE, CUDA_ENVIRONMENT_SIZE = 1_500_000_000, 6_000_000_000
+"""About what torch and Lightning take on a disk, without and with what a GPU needs."""
+PATHS_AT_ONCE = 1000
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that was looked at; `remedy` says what to do where it did not pass."""
-
-    name: str
-    passed: bool
-    value: str
-    remedy: str = ""
+Told = Callable[[int, int], None]
+"""Is told how many nodes have been looked at, and of how many."""
+Request = Callable[..., dict[str, Any]]
+"""Asks a node's agent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,85 +46,187 @@ class Checked:
         return self.code.passed and all(finding.passed for found in self.nodes.values() for finding in found)
 
 
-def check(path: Path, overrides: Sequence[str] = ()) -> Checked:
-    """Look at the code and at all nodes, these all at once; raises ConfigError for a fed.yaml that cannot be read."""
+def check(
+    path: Path, overrides: Sequence[str] = (), *, told: Told = lambda _done, _all: None, ask: Ask | None = None
+) -> Checked:
+    """Look at the code and at all nodes, these all at once; raises ConfigError for a fed.yaml that cannot be read.
+
+    With `ask`, host keys that are unknown are accepted where it says so.
+    """
     federation = topology.load(path, overrides)
     build(federation.strategy, folder=federation.folder)
-    work = Work(
-        run="check",
-        identity="check",
-        bundle=Blob(digest="0" * 64, size=0),
-        bundle_path=path,
-        preload=(),
-        cwd=str(federation.folder),
-    )
+    work = work_of(federation)
     hosts = Hosts(federation, work)
+    groups: dict[Host, list[Node]] = {}
+    for node in federation.nodes:
+        groups.setdefault(hosts.of(node.name), []).append(node)
+    found: dict[str, tuple[Finding, ...]] = {}
     try:
-        with ThreadPoolExecutor(max_workers=min(64, len(federation.nodes) + 1)) as pool:
-            code = pool.submit(_check_code, federation)
-            found = pool.map(lambda node: (node.name, tuple(_check_node(hosts.of(node.name), node))), federation.nodes)
-            return Checked(federation=federation.name, nodes=dict(found), code=code.result())
+        failures = accept(groups, federation.folder / KNOWN_HOSTS, ask) if ask else {}
+        with ThreadPoolExecutor(max_workers=min(MOST_AT_ONCE, len(groups)) + 1) as pool:
+            model = pool.submit(rehearse, federation)
+            looks = [
+                pool.submit(_Look(federation, work, nodes, model).at, host, failures.get(host))
+                for host, nodes in groups.items()
+            ]
+            for look in as_completed(looks):
+                found.update(look.result())
+                told(len(found), len(federation.nodes))
+            return Checked(
+                federation=federation.name,
+                code=_code(model),
+                nodes={node.name: found[node.name] for node in federation.nodes},
+            )
     finally:
         hosts.close()
 
 
-def _check_code(federation: Federation) -> Finding:
+def work_of(federation: Federation) -> Work:
+    """What a run would ask of its hosts now; raises ConfigError for code that cannot travel."""
+    content = bundle.pack(federation)
+    return Work(
+        run="check",
+        identity="check",
+        bundle=Blob(digest=hashlib.sha256(content).hexdigest(), size=len(content)),
+        bundle_path=federation.folder,
+        preload=(),
+        cwd=str(federation.folder),
+        environments=environments(federation),
+    )
+
+
+def _code(model: Future[Blob]) -> Finding:
     try:
-        model = rehearse(federation)
+        size = model.result().size
     except (ConfigError, NodeError) as error:
         return Finding(name="code", passed=False, value=error.message, remedy=error.hint or "")
-    return Finding(name="code", passed=True, value=f"builds a model of {model.size:,} bytes")
+    return Finding(name="code", passed=True, value=f"builds a model of {size:,} bytes")
 
 
-def _check_node(host: Host, node: Node) -> Iterator[Finding]:
-    try:
-        asked = time.time()
-        facts = host.facts()
-        skew = float(facts["time"]) - (asked + time.time()) / 2
-    except NodeError as error:
-        remedy = error.hint or f"does `{node.python or 'python3'}` run on {node.host}?"
-        yield Finding(name="reach", passed=False, value=error.message, remedy=remedy)
-        return
-    yield Finding(name="reach", passed=True, value=f"{facts['hostname']}, {facts['system']}")
-    yield from _packages(host, node)
-    memory, disk = int(facts["memory"]), int(facts["disk_free"])
-    yield Finding(
-        name="memory",
-        passed=memory >= LEAST_MEMORY,
-        value=f"{memory / 2**30:.0f} GB, {facts['cpus']} cores",
-        remedy="torch and Lightning want 2 GB at least",
-    )
-    yield Finding(
-        name="disk",
-        passed=disk >= LEAST_DISK,
-        value=f"{disk / 2**30:.0f} GB free",
-        remedy=f"make room below {facts['home']}",
-    )
-    yield Finding(
-        name="clock",
-        passed=abs(skew) <= MOST_SKEW_S,
-        value="in step" if abs(skew) < 1 else f"{skew:+.0f} s",
-        remedy="let the node keep its clock by NTP; fedctl itself counts on the coordinator's alone",
-    )
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A look at one machine for its nodes."""
+
+    federation: Federation
+    work: Work
+    nodes: Sequence[Node]
+    model: Future[Blob]
+
+    def at(self, host: Host, failure: NodeError | None) -> dict[str, tuple[Finding, ...]]:
+        """The findings by node; `failure` is why the machine is known not to be reached."""
+        try:
+            if failure:
+                raise failure
+            return self._look(host)
+        except NodeError as error:
+            return {node.name: tuple(findings.unreached(node, error)) for node in self.nodes}
+        finally:
+            host.close()
+
+    def _look(self, host: Host) -> dict[str, tuple[Finding, ...]]:
+        first = self.nodes[0]
+        connection = host.connection()
+        began = time.time()
+        facts = connection.ask("hello")
+        skew_s = findings.number(facts, "time") - (began + time.time()) / 2
+        environment = self.work.environments.get(first.name) or Given(python=sys.executable)
+        needs = {"bundle": self.work.bundle.digest, **environment.needs()}
+        stand = connection.ask("hello", needs=needs).get("has")
+        stand = stand if isinstance(stand, Mapping) else {}
+        interpreter = _interpreter(environment, stand)
+        wanted = any(node.accelerator in ("gpu", "mps") for node in self.nodes)
+        cards = connection.ask("accelerators", **interpreter, wanted=wanted)
+        paths = {node.name: dict(_paths(self.federation, node)) for node in self.nodes}
+        seen = _looked_up(connection.ask, {path for named in paths.values() for path in named.values()})
+        trial = self._try(connection.ask, first, interpreter)
+        making = _making(environment, stand, cards)
+        machine = (
+            *findings.reached(first, facts, connection.noise),
+            *findings.python(first, environment, stand),
+            *findings.room(facts, self._needed(making), making),
+        )
+        return {
+            node.name: (
+                *machine,
+                findings.accelerator(node, facts, cards),
+                findings.clock(skew_s),
+                findings.data(node, list(paths[node.name]), [seen[path] for path in paths[node.name].values()]),
+                trial,
+            )
+            for node in self.nodes
+        }
+
+    def _try(self, ask: Request, node: Node, interpreter: Mapping[str, Any]) -> Finding:
+        """The import of the user's code; in the coordinator's own environment the first model is the proof of it."""
+        if node.host == "local" and node.python is None:
+            return Finding(name="import", passed=True, value="as your code here")
+        task = self.federation.task
+        files = dict.fromkeys(target.partition(":")[0] for target in (task.model, task.data))
+        modules = [file.removesuffix(".py").replace("/", ".") for file in files]
+        return findings.trial(ask("trial", **interpreter, bundle=self.work.bundle.digest, modules=modules))
+
+    def _needed(self, making: int) -> int:
+        """Bytes that the run needs on this machine's disk at the most, but for what the user's code writes."""
+        try:
+            model = self.model.result().size
+        except (ConfigError, NodeError):
+            model = 0
+        alone = len(self.federation.nodes) if self.federation.compare else 0
+        models = 2 + alone + len(self.nodes)  # the newest and the one before it, those to compare, an update each
+        return model * models + 2 * self.work.bundle.size + making
 
 
-def _packages(host: Host, node: Node) -> Iterator[Finding]:
-    try:
-        found: Mapping[str, Any] = host.probe(PACKAGES)
-    except NodeError as error:
-        yield Finding(name="python", passed=False, value=error.message, remedy=f"correct `python:` of node {node.name}")
-        return
-    version = str(found["python"])
-    recent = tuple(int(part) for part in version.split(".")[:2]) >= (3, 10)
-    yield Finding(name="python", passed=recent, value=version, remedy="name a Python of 3.10 or newer in `python:`")
-    packages = found["packages"]
-    missing = [name for name in ("torch", "safetensors", "numpy") if not packages.get(name)]
-    if not (packages.get("pytorch-lightning") or packages.get("lightning")):
-        missing.append("pytorch-lightning")
-    present = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
-    yield Finding(
-        name="packages",
-        passed=not missing,
-        value=present if not missing else f"without {', '.join(missing)}",
-        remedy=f"`{node.python or 'python'} -m pip install {' '.join(missing)}`",
-    )
+def _interpreter(environment: Environment | Given, stand: Mapping[str, Any]) -> dict[str, Any]:
+    """The Python that tasks would run in, as the agent is told; nothing where there is none that would do."""
+    match environment, stand:
+        case Environment(), {"environment": {"digest": str(digest), "ready": True}}:
+            return {"environment": digest}
+        case Given(), {"python": {"python": str(version)}} if findings.is_recent(version):
+            return {"python": environment.python}
+        case _:
+            return {}
+
+
+def _making(environment: Environment | Given, stand: Mapping[str, Any], cards: Mapping[str, Any]) -> int:
+    """Bytes for an environment that is still to be made."""
+    match environment, stand:
+        case Environment(), {"environment": {"ready": False}}:
+            return CUDA_ENVIRONMENT_SIZE if cards.get("gpus") else ENVIRONMENT_SIZE
+        case _:
+            return 0
+
+
+def _paths(federation: Federation, node: Node) -> Iterator[tuple[str, str]]:
+    """The paths among the arguments of a node's data module, as they are written and as the node would open them.
+
+    A text is taken for a path by its beginning; a relative one only on this machine, where it means the folder of
+    fed.yaml.
+    """
+    for text in _texts({**federation.task.data_args, **node.data}):
+        if text.startswith(("/", "~/")):
+            yield text, text
+        elif text.startswith(("./", "../")) and node.host == "local":
+            yield text, str(federation.folder / text)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case Mapping():
+            for item in value.values():
+                yield from _texts(item)
+        case list() | tuple():
+            for item in value:
+                yield from _texts(item)
+
+
+def _looked_up(ask: Request, paths: set[str]) -> dict[str, object]:
+    """What the node says of each path."""
+    seen: dict[str, object] = {}
+    ordered = sorted(paths)
+    for begin in range(0, len(ordered), PATHS_AT_ONCE):
+        some = ordered[begin : begin + PATHS_AT_ONCE]
+        found = ask("look", paths=some).get("found")
+        seen.update(zip(some, found if isinstance(found, list) else [], strict=False))
+    return {path: seen.get(path) for path in paths}

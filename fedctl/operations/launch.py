@@ -14,7 +14,7 @@ from fedctl import bundle, rundir, topology
 from fedctl.coordinator import Coordinator, Sink
 from fedctl.errors import ConfigError, FedctlError, StateError
 from fedctl.federation import Federation, needed
-from fedctl.host import Work
+from fedctl.host import Host, Work
 from fedctl.hosts import Hosts
 from fedctl.journal import read
 from fedctl.operations.rehearsal import rehearse
@@ -23,7 +23,6 @@ from fedctl.rundir import RunDir
 from fedctl.sinks import MetricsSink
 from fedctl.state import RunState, fold
 from fedctl.strategies import build
-from fedctl.transports import transport_to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,23 +66,36 @@ def dry_run(path: Path, overrides: Sequence[str] = ()) -> DryRun:
 
 def launch(
     path: Path,
-    *,
     name: str | None = None,
     overrides: Sequence[str] = (),
+    *,
     hold: bool = False,
     sinks: Sequence[Sink] = (),
 ) -> RunState:
     """Run a federation to its end in a new run. Code that cannot be used leaves no run behind."""
+    federation, run = begin(path, name, overrides)
+    with leaving_nothing(federation, run):
+        return _coordinate(federation, run, hold=hold, sinks=sinks)
+
+
+def resume(run: RunDir, *, hold: bool = False, sinks: Sequence[Sink] = ()) -> RunState:
+    """Go on with a run where its journal ends, with the code and the configuration that it was started with."""
+    federation = configured(run)
+    state = fold(read(run.journal))
+    if state.status == "finished":
+        raise StateError(f"run {run.name} has finished", hint=f"`fedctl status {run.name}` shows what came of it")
+    return _coordinate(federation, run, hold=hold, sinks=sinks)
+
+
+def begin(path: Path, name: str | None, overrides: Sequence[str]) -> tuple[Federation, RunDir]:
+    """Make the folder of a new run, which has everything that its coordinator needs."""
     federation = topology.load(path, overrides)
     if name is not None:
         rundir.check_name(name)
     build(federation.strategy, folder=federation.folder)
-    for node in federation.nodes:
-        transport_to(node)
-    name = name or rundir.new_name(federation.name, datetime.now(UTC), federation.folder)
     run = rundir.create(
         federation.folder,
-        name,
+        name or rundir.new_name(federation.name, datetime.now(UTC), federation.folder),
         configuration=path.read_text(encoding="utf-8"),
         bundle=bundle.pack(federation),
         facts={
@@ -94,21 +106,19 @@ def launch(
             "overrides": list(overrides),
         },
     )
+    return federation, run
+
+
+@contextlib.contextmanager
+def leaving_nothing(federation: Federation, run: RunDir) -> Iterator[None]:
+    """Remove a new run, here and on its hosts, where its configuration or its code turns out to be of no use."""
     try:
-        return _coordinate(federation, run, hold=hold, sinks=sinks)
+        yield
     except ConfigError:
-        with contextlib.suppress(FedctlError):
-            _forget(federation, run)
+        with contextlib.suppress(FedctlError), contextlib.closing(Hosts(federation, work_of(federation, run))) as hosts:
+            hosts.each(lambda host: host.remove([]))
+        rundir.remove(run)
         raise
-
-
-def resume(run: RunDir, *, hold: bool = False, sinks: Sequence[Sink] = ()) -> RunState:
-    """Go on with a run where its journal ends, with the code and the configuration that it was started with."""
-    federation = configured(run)
-    state = fold(read(run.journal))
-    if state.status == "finished":
-        raise StateError(f"run {run.name} has finished", hint=f"`fedctl status {run.name}` shows what came of it")
-    return _coordinate(federation, run, hold=hold, sinks=sinks)
 
 
 def configured(run: RunDir) -> Federation:
@@ -136,7 +146,9 @@ def work_of(federation: Federation, run: RunDir) -> Work:
 
 
 def _coordinate(federation: Federation, run: RunDir, *, hold: bool, sinks: Sequence[Sink]) -> RunState:
+    """Run the coordinator. Its hosts' workers end with the run, and stay while it may be taken up."""
     hosts = Hosts(federation, work_of(federation, run))
+    goes_on = False
     with run.lock(), MetricsSink(run.metrics) as metrics, _leaving_on_signals(run.name):
         try:
             state = Coordinator(
@@ -147,39 +159,20 @@ def _coordinate(federation: Federation, run: RunDir, *, hold: bool, sinks: Seque
                 sinks=(metrics, *sinks),
                 hold=hold,
             ).run()
-            if state.status != "held":
-                _tidy(hosts)
+            goes_on = state.status == "held"
         except Interrupted:
+            goes_on = True
             raise
         except OSError as error:
-            _tidy(hosts)
             raise StateError(
                 f"cannot write the run: {error.strerror}: {error.filename or run.path}",
                 hint=f"make room, then `fedctl launch --resume {run.name}`",
             ) from error
-        except Exception:
-            _tidy(hosts)
-            raise
         finally:
+            if not goes_on:
+                hosts.each(Host.stop)  # the folders stay there for `logs` until `clean`
             hosts.close()
     return state
-
-
-def _tidy(hosts: Hosts) -> None:
-    """A run that is over needs its workers no more; its folders stay on the nodes for `logs` until `clean`."""
-    for host in hosts.by_machine().values():
-        with contextlib.suppress(FedctlError):
-            host.stop()
-
-
-def _forget(federation: Federation, run: RunDir) -> None:
-    hosts = Hosts(federation, work_of(federation, run))
-    try:
-        for host in hosts.by_machine().values():
-            host.remove([])
-    finally:
-        hosts.close()
-        rundir.remove(run)
 
 
 @contextlib.contextmanager

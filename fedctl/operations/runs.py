@@ -1,20 +1,21 @@
-"""`fedctl logs`, `stop` and `clean`: what one does with a run that is there."""
+"""`fedctl logs`, `stop` and `clean`: what one does with a run that is there, and with nodes that are to be left."""
 
 import contextlib
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from fedctl import rundir
+from fedctl import rundir, topology
 from fedctl.errors import FedctlError, StateError, UsageError
-from fedctl.host import Host
+from fedctl.host import Host, Work
 from fedctl.hosts import Hosts
 from fedctl.journal import read
 from fedctl.operations.launch import configured, work_of
-from fedctl.records import TaskKey
+from fedctl.records import Blob, TaskKey
 from fedctl.rundir import RunDir
 from fedctl.state import fold
 
@@ -23,9 +24,12 @@ LEAVE_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """What `stop` or `clean` did. `machines` maps each to what was done there, or to why it was not."""
+    """What `stop` or `clean` did. `machines` maps each to what was done there, or to why it was not.
 
-    run: str
+    `run` is None where it was about the nodes as a whole.
+    """
+
+    run: str | None
     coordinator: str
     machines: dict[str, str]
     failed: tuple[str, ...]
@@ -34,18 +38,41 @@ class Ended:
 def stop(run: RunDir) -> Ended:
     """End a run's coordinator, then its workers on every node."""
     coordinator = _stop_coordinator(run)
-    return _on_every_host(run, coordinator, lambda host: host.stop(), "stopped")
+    with contextlib.closing(_hosts(run)) as hosts:
+        return _ended(run, coordinator, hosts.each(Host.stop), "stopped")
 
 
 def clean(run: RunDir) -> Ended:
     """Remove what a run left on its nodes, then here. The folder here stays when a node could not be reached."""
-    if run.is_alive():
-        raise StateError(f"run {run.name} is running", hint=f"`fedctl stop {run.name}` first")
+    _require_dead([run])
     state = fold(read(run.journal))
     models = {report.model.digest for report in state.history}
     models |= {blob.digest for blob in (state.initial, state.model) if blob}
-    ended = _on_every_host(run, "not running", lambda host: host.remove(models), "removed")
+    with contextlib.closing(_hosts(run)) as hosts:
+        ended = _ended(run, "not running", hosts.each(lambda host: host.remove(models)), "removed")
     if not ended.failed:
+        rundir.remove(run)
+    return ended
+
+
+def clean_nodes(path: Path, run: RunDir | None = None, *, force: bool = False) -> Ended:
+    """Remove all that fedctl made on the nodes of a federation: of every run, and the agent itself.
+
+    With a run they are the nodes that it was started with, and it is removed here too. A node where a run of another
+    federation is at work is left as it is, unless by force.
+    """
+    federation = topology.load(path) if run is None else configured(run)
+    known = rundir.every(federation.folder)
+    _require_dead(known)
+    identities = {str(one.facts()["identity"]) for one in known}
+    nothing = Blob(digest="0" * 64, size=0)
+    work = Work(run="clean", identity="clean", bundle=nothing, bundle_path=path, preload=(), cwd=str(federation.folder))
+    with contextlib.closing(Hosts(federation, work)) as hosts:
+        # All are stopped before any is removed: several machines, and several Pythons on one, may share a home.
+        stopped = hosts.each(lambda host: host.stop_all(identities, force=force))
+        free = [machine for machine, answer in stopped.items() if not isinstance(answer, FedctlError)]
+        ended = _ended(run, "not running", {**stopped, **hosts.each(Host.remove_all, among=free)}, "removed")
+    if run is not None and not ended.failed:
         rundir.remove(run)
     return ended
 
@@ -115,19 +142,22 @@ def _stop_coordinator(run: RunDir) -> str:
     return "stopped"
 
 
-def _on_every_host(run: RunDir, coordinator: str, action: Callable[[Host], None], done: str) -> Ended:
+def _require_dead(runs: Iterable[RunDir]) -> None:
+    for run in runs:
+        if run.is_alive():
+            raise StateError(f"run {run.name} is running", hint=f"`fedctl stop {run.name}` first")
+
+
+def _hosts(run: RunDir) -> Hosts:
     federation = configured(run)
-    hosts = Hosts(federation, work_of(federation, run))
-    machines: dict[str, str] = {}
-    failed: list[str] = []
-    try:
-        for machine, host in hosts.by_machine().items():
-            try:
-                action(host)
-                machines[machine] = done
-            except FedctlError as error:
-                machines[machine] = error.message
-                failed.append(machine)
-    finally:
-        hosts.close()
-    return Ended(run=run.name, coordinator=coordinator, machines=machines, failed=tuple(failed))
+    return Hosts(federation, work_of(federation, run))
+
+
+def _ended(run: RunDir | None, coordinator: str, answers: Mapping[str, FedctlError | None], done: str) -> Ended:
+    failed = {machine: answer.message for machine, answer in answers.items() if isinstance(answer, FedctlError)}
+    return Ended(
+        run=run.name if run else None,
+        coordinator=coordinator,
+        machines=dict.fromkeys(answers, done) | failed,
+        failed=tuple(failed),
+    )

@@ -81,6 +81,8 @@ class DefaultsSection(Section):
     key: Text | None = ABSENT
     jump: Word | None = ABSENT
     python: Text | None = ABSENT
+    wheelhouse: Text | None = ABSENT
+    home: Text | None = ABSENT
     accelerator: Accelerator = ABSENT
     devices: Devices = ABSENT
     slots: Positive | None = ABSENT

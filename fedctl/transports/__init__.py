@@ -1,13 +1,16 @@
 """The family of transports: ways to run a command on a node with its stdin, stdout, stderr and exit status.
 
-Nothing more is asked of one, so a new one is a small file here and a line in `transport_to`.
+Nothing more is asked of one, so a new one is a small file here and a line in `Transports.to`.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from fedctl.errors import ConfigError
 from fedctl.federation import Node
+
+if TYPE_CHECKING:
+    from fedctl.transports.client import Client
 
 
 class Process(Protocol):
@@ -43,13 +46,27 @@ class Transport(Protocol):
         ...
 
 
-def transport_to(node: Node) -> Transport:
-    """The way to that node."""
-    if node.host == "local":
-        from fedctl.transports.local import LocalTransport
+class Transports:
+    """The ways to a federation's nodes; what several of them need (bastions, unlocked keys) is had once, here."""
 
-        return LocalTransport()
-    raise ConfigError(
-        f"node {node.name}: no transport of this version reaches the host {node.host}",
-        hint="use `host: local`",
-    )
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._client: Client | None = None
+
+    def to(self, node: Node) -> Transport:
+        """The way to that node; raises ConfigError where ~/.ssh/config or fed.yaml asks for what cannot be had."""
+        if node.host == "local":
+            from fedctl.transports.local import LocalTransport
+
+            return LocalTransport()
+        from fedctl.transports.ssh import SshTransport, new_client  # paramiko is slow to import
+        from fedctl.transports.sshconfig import resolve
+
+        if self._client is None:
+            self._client = new_client()
+        return SshTransport(self._client, resolve(node, self._folder))
+
+    def close(self) -> None:
+        """Close what the ways shared."""
+        if self._client is not None:
+            self._client.close()

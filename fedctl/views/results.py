@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from fedctl.aggregation import AggregateReport
     from fedctl.operations.aggregate import Committed
-    from fedctl.operations.check import Checked, Finding
+    from fedctl.operations.detach import Detached
     from fedctl.operations.launch import DryRun
     from fedctl.operations.runs import Ended
     from fedctl.scaffold import Scaffolded, Template
@@ -44,19 +44,6 @@ def scaffolded(made: "Scaffolded", *, missing: Sequence[str], as_json: bool) -> 
     if missing:
         steps.append("pip install -r requirements.txt")
     note(f"next: {' && '.join([*steps, 'fedctl launch'])}")
-
-
-def checked(found: "Checked", *, as_json: bool) -> None:
-    """A row a node, and a remedy a failure."""
-    if as_json:
-        show_json({**_plain_value(found), "passed": found.passed})
-        return
-    rows = [["your code", "", _word(found.code), found.code.value]]
-    for names, findings in _alike(found.nodes):
-        rows += [[names if i == 0 else "", one.name, _word(one), one.value] for i, one in enumerate(findings)]
-    show_rows(["NODE", "WHAT", "", "FOUND"], rows)
-    for where, one in _failures(found):
-        note(f"{where}: {one.name}: {one.remedy or 'no remedy is known'}")
 
 
 def planned(plan: "DryRun", *, as_json: bool) -> None:
@@ -106,13 +93,29 @@ def launched(state: RunState, *, was_live: bool, as_json: bool) -> None:
             note(f"{node.name} contributed to no round: {node.error or 'it was never drawn'}")
 
 
-def status(state: RunState, *, alive: bool, as_json: bool) -> None:
-    """Where a run stands."""
+def detached(going: "Detached", *, as_json: bool) -> None:
+    """A run that goes on without this command."""
+    state = going.state
+    found = report(state, alive=not state.is_over)
+    if as_json:
+        show_json({"run": state.run, "state": found.state, "reason": state.reason, "pid": going.pid, "log": str(going.log)})
+    elif state.is_over:
+        show_summary(dataclasses.replace(state, reason=None))
+    else:
+        note(f"run {state.run} is going, and needs this terminal no more")
+        note(f"watch it: fedctl status {state.run} --follow")
+        note(f"end it:   fedctl stop {state.run}")
+
+
+def status(state: RunState, *, alive: bool, words: Path, as_json: bool) -> None:
+    """Where a run stands; `words` is where a detached coordinator put its last ones."""
     found = report(state, alive=alive)
     if as_json:
         show_json(found.to_json())
-    else:
-        show_status(found)
+        return
+    show_status(found)
+    if found.state == "interrupted" and words.exists():
+        note(f"what its coordinator said last: tail {os.path.relpath(words)}")
 
 
 def followed(moments: Iterable[tuple[RunState, list[Event | Progress], bool]]) -> None:
@@ -144,7 +147,8 @@ def ended(done: "Ended", *, as_json: bool) -> None:
     if as_json:
         show_json(_plain_value(done))
         return
-    note(f"run {done.run}: coordinator {done.coordinator}")
+    if done.run:
+        note(f"run {done.run}: coordinator {done.coordinator}")
     for machine, what in done.machines.items():
         note(f"{machine}: {what}")
     if done.failed:
@@ -173,26 +177,6 @@ def aggregated(done: "AggregateReport | Committed", *, as_json: bool) -> None:
 def _is_committed(done: "AggregateReport | Committed") -> "TypeIs[Committed]":
     """Views import no operations: what came of one is known by what it has."""
     return hasattr(done, "round")
-
-
-def _alike(nodes: Mapping[str, tuple["Finding", ...]]) -> Iterator[tuple[str, tuple["Finding", ...]]]:
-    """Nodes of which the same was found share their rows."""
-    groups: dict[tuple[Finding, ...], list[str]] = {}
-    for node, findings in nodes.items():
-        groups.setdefault(findings, []).append(node)
-    for findings, names in groups.items():
-        yield ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more", findings
-
-
-def _word(finding: "Finding") -> str:
-    return "ok" if finding.passed else "failed"
-
-
-def _failures(found: "Checked") -> Iterator[tuple[str, "Finding"]]:
-    if not found.code.passed:
-        yield "your code", found.code
-    for node, findings in found.nodes.items():
-        yield from ((node, one) for one in findings if not one.passed)
 
 
 def _plain_value(value: Any) -> Any:

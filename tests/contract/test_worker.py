@@ -223,9 +223,9 @@ def test_a_task_goes_from_start_to_result_and_its_process_stays_warm(either):
     either.start("r0002/a/a1")
     either.result("r0002/a/a1")
     assert len({pid for _, pid in either.begun()}) == 1
-    answer, log = either.line.ask_for_bytes(
+    answer, log = either.line.begin(
         "read", **either.run, key="r0002/a/a1", name="train.log", offset=0, limit=99
-    )
+    )()
     assert (answer["size"], log) == (19, b"this is r0002/a/a1\n")
     assert either.ask("list")["tasks"] == {"r0001-a-a1": "done", "r0002-a-a1": "done"}
 

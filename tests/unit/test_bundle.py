@@ -155,3 +155,44 @@ def test_the_flavour_of_the_data_counts_too_and_missing_files_do_not_matter(fold
     (folder / "model.py").unlink()
     (folder / "data.py").write_text("def late():\n    import lightning\n")
     assert bundle.preload(federation(folder)) == ("torch", "lightning.pytorch")
+
+
+def names(folder):
+    return {str(path.relative_to(folder)) for path in bundle.project_files(folder)}
+
+
+@pytest.mark.parametrize(
+    ("rules", "gone"),
+    [
+        ("old/", {"old/model.py"}),
+        ("/model.py", {"model.py"}),
+        ("model.py", {"model.py", "old/model.py"}),
+        ("*.py\n!data.py", {"model.py", "lib/__init__.py", "old/model.py"}),
+        ("# a comment\n\n", set()),
+        ("**/__init__.py", {"lib/__init__.py"}),
+        ("old/\n!old/model.py", {"old/model.py"}),
+    ],
+)
+def test_what_gitignore_names_stays_at_home(folder, rules, gone):
+    (folder / "old").mkdir()
+    (folder / "old" / "model.py").write_text("")
+    before = names(folder)
+    (folder / ".gitignore").write_text(rules)
+    assert before - names(folder) == gone
+
+
+def test_a_nested_gitignore_speaks_of_its_own_folder_and_goes_before_those_above(folder):
+    for place in (folder, folder / "lib"):
+        (place / "scratch.json").write_text("{}")
+        (place / "notes.txt").write_text("")
+    (folder / ".gitignore").write_text("notes.txt\n")
+    (folder / "lib" / ".gitignore").write_text("scratch.json\n!notes.txt\n")
+    assert names(folder) == {"model.py", "data.py", "scratch.json", "lib/__init__.py", "lib/notes.txt"}
+
+
+def test_gitignore_brings_nothing_back_that_never_travels(folder):
+    (folder / ".gitignore").write_text("!secrets.yaml\n!.env\n!data/\n!data/**\n!*.ckpt\n")
+    (folder / "data").mkdir()
+    for name in ("secrets.yaml", ".env", "data/rows.json", "model.ckpt"):
+        (folder / name).write_text("secret")
+    assert names(folder) == {"model.py", "data.py", "lib/__init__.py"}

@@ -1,5 +1,8 @@
 import hashlib
+import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 
@@ -10,22 +13,23 @@ from fedctl import remote
 DIGEST = "0123456789abcdef" * 4
 
 
-def test_the_agent_is_served_by_its_hash():
-    assert remote.serve_agent("/opt/ml env/bin/python", DIGEST) == (
-        "sh",
-        "-c",
-        (
-            'test -f "${FEDCTL_HOME:-$HOME/.fedctl}"/agent-0123456789ab.py || exit 90; '
-            'exec "$0" -I "${FEDCTL_HOME:-$HOME/.fedctl}"/agent-0123456789ab.py serve'
-        ),
-        "/opt/ml env/bin/python",
-    )
+COMMANDS = {
+    "serve": remote.serve_agent("/opt/ml env/bin/python", DIGEST, "~/else where"),
+    "install": remote.install_agent("/opt/ml env/bin/python", DIGEST, "~/else where"),
+}
+SHELLS = [shell for shell in ("sh", "bash", "dash", "zsh", "ksh", "csh", "tcsh", "fish") if shutil.which(shell)]
 
 
-def test_the_agent_is_installed_with_its_hash():
-    program, isolated, flag, code, digest = remote.install_agent("python3", DIGEST)
-    assert (program, isolated, flag, digest) == ("python3", "-I", "-c", DIGEST)
-    assert not set(code) & set('"$`\\!\n'), "a shell between here and there would touch it"
+@pytest.mark.parametrize("argv", COMMANDS.values(), ids=COMMANDS)
+def test_no_word_holds_what_any_login_shell_touches_within_quotes(argv):
+    assert not set("".join(argv)) & set("\n\\!"), "csh and fish read these within single quotes too"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("argv", COMMANDS.values(), ids=COMMANDS)
+def test_words_pass_through_a_login_shell(argv, shell):
+    show = [sys.executable, "-c", "import json, sys; print(json.dumps(sys.argv[1:]))", *argv]
+    assert json.loads(run([shell, "-c", shlex.join(show)], {**os.environ}).stdout) == list(argv)
 
 
 @pytest.fixture
@@ -55,3 +59,17 @@ def test_what_arrives_damaged_is_not_installed(environment, tmp_path):
     assert done.returncode != 0
     assert b"arrived damaged" in done.stderr
     assert not list((tmp_path / "a home").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [("", "a home"), ("~/below it", "user/below it"), ("~/it's $HOME", "user/it's $HOME"), ("{}/apart", "apart")],
+)
+def test_files_go_where_the_node_keeps_them(environment, tmp_path, asked, kept):
+    source = b"import os; print(os.environ['FEDCTL_HOME'])"
+    digest, home = hashlib.sha256(source).hexdigest(), asked.format(tmp_path)
+    environment["HOME"] = f"{tmp_path}/user"
+    assert run(remote.install_agent(sys.executable, digest, home), environment, source).returncode == 0
+    assert (tmp_path / kept / f"agent-{digest[:12]}.py").read_bytes() == source
+    assert (tmp_path / kept).stat().st_mode & 0o777 == 0o700
+    assert run(remote.serve_agent(sys.executable, digest, home), environment).stdout == f"{tmp_path}/{kept}\n".encode()

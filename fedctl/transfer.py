@@ -1,0 +1,181 @@
+"""How a large file travels between here and a node: many requests under way at once, so that distance costs little.
+
+Both ways go on at the byte where a line broke, and verify by SHA-256. What goes far goes over several lines, because
+the server's window bounds each of them.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from fedctl.connection import Connection, Waiter
+from fedctl.errors import ConnectionLost, NodeError
+from fedctl.node.agent import BLOCK, sha256, write_all
+from fedctl.records import Blob
+
+AHEAD = 8
+"""How many blocks are under way at once on a line."""
+FAR_S = 0.02
+"""A round trip from which a second line is worth its price."""
+LINES = 4
+WORTH_SPLITTING = 16 * 2**20
+
+
+def put(connection: Connection, blob: Blob, source: Path) -> int:
+    """Send a blob unless it is there, from where an earlier try broke; returns the bytes that were sent."""
+    for is_final in (False, True):
+        stand = _stand(connection.ask("stat", digests=[blob.digest]), blob)
+        try:
+            match stand:
+                case None:
+                    return 0
+                case int(begin):
+                    if blob.size - begin > WORTH_SPLITTING and connection.rtt_s() > FAR_S:
+                        return _put_blocks(connection, blob, source, lines=LINES)
+                    return _put_in_order(connection, blob, source, begin)
+                case _:
+                    return _put_blocks(connection, blob, source, lines=LINES if connection.rtt_s() > FAR_S else 1)
+        except ConnectionLost:
+            raise
+        except NodeError:
+            if is_final or stand == 0:
+                raise
+            # What was there before was not of this blob, and is gone; or another coordinator has completed it.
+    raise AssertionError("the second try returns or raises")
+
+
+def kept(blob: Blob, target: Path) -> int:
+    """How many bytes of a file an earlier `fetch` has brought."""
+    part = _part(blob, target)
+    return part.stat().st_size if part.exists() else 0
+
+
+def fetch(begin: Callable[[int, int], Waiter], blob: Blob, target: Path) -> None:
+    """Bring a file here, from where an earlier try broke; `begin` asks for a number of bytes from an offset.
+
+    Raises ConnectionLost, or NodeError when what comes is not that blob.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = _part(blob, target)
+    for other in target.parent.glob(f".{escape(target.name)}.*.part"):
+        if other != part:
+            other.unlink()
+    with part.open("a+b", buffering=0) as file:
+        began = file.seek(0, os.SEEK_END)
+        if began > blob.size:
+            began = file.truncate(0)
+        running = sha256(file, began)
+        asked = came = began
+        waiting: deque[Waiter] = deque()
+        while came < blob.size:
+            while asked < blob.size and len(waiting) < AHEAD:
+                limit = min(BLOCK, blob.size - asked)
+                waiting.append(begin(asked, limit))
+                asked += limit
+            answer, piece = waiting.popleft()()
+            if len(piece) != min(BLOCK, blob.size - came) or answer.get("size") != blob.size:
+                part.unlink()
+                raise NodeError(f"the node's file is not of the {blob.size} bytes that it announced")
+            running.update(piece)
+            write_all(file.fileno(), piece)
+            came += len(piece)
+    if running.hexdigest() == blob.digest:
+        part.rename(target)
+        return
+    part.unlink()
+    if began == 0:
+        raise NodeError("the file's bytes are not those that were announced")
+    fetch(begin, blob, target)  # what was here before was not the beginning of this
+
+
+def _put_in_order(connection: Connection, blob: Blob, source: Path, offset: int) -> int:
+    began = offset
+    waiting: deque[Waiter] = deque()
+    with source.open("rb", buffering=0) as file:
+        file.seek(offset)
+        while True:
+            block = file.read(min(BLOCK, blob.size - offset))
+            if not block and offset < blob.size:
+                raise NodeError(f"{source} is shorter than it should be")
+            waiting.append(connection.begin("put", block, digest=blob.digest, size=blob.size, offset=offset))
+            offset += len(block)
+            while len(waiting) >= AHEAD or (waiting and offset == blob.size):
+                if waiting.popleft()()[0].get("whole") is True:
+                    return offset - began
+            if offset == blob.size:
+                raise NodeError("the agent does not see that the blob is whole")
+
+
+def _put_blocks(connection: Connection, blob: Blob, source: Path, *, lines: int) -> int:
+    """Send what is missing of a blob in blocks, each line taking the next one that nobody sends yet."""
+    stand = _stand(connection.ask("split", digest=blob.digest, size=blob.size), blob)
+    if not isinstance(stand, list):
+        return 0
+    blocks = deque(stand)
+
+    def carry(line: Connection) -> int:
+        numbers: deque[int] = deque()
+        answers: deque[Waiter] = deque()
+        sent = 0
+        try:
+            with source.open("rb", buffering=0) as file:
+                while blocks or numbers:
+                    if blocks and len(numbers) < AHEAD:
+                        with suppress(IndexError):  # another line was faster
+                            numbers.append(blocks.popleft())
+                            offset = numbers[-1] * BLOCK
+                            block = os.pread(file.fileno(), min(BLOCK, blob.size - offset), offset)
+                            answers.append(line.begin("put", block, digest=blob.digest, offset=offset, block=True))
+                            sent += len(block)
+                    else:
+                        answers[0]()
+                        answers.popleft()
+                        numbers.popleft()
+        except ConnectionLost:
+            blocks.extend(numbers)
+        except BaseException:
+            blocks.clear()
+            raise
+        return sent
+
+    def carry_too(_: int) -> int:
+        try:
+            twin = connection.twin()
+        except NodeError:  # the server wants no more sessions
+            return 0
+        try:
+            return carry(twin)
+        finally:
+            twin.close()
+
+    with ThreadPoolExecutor(lines) as pool:
+        others = [pool.submit(carry_too, number) for number in range(1, lines)]
+        sent = carry(connection) + sum(other.result() for other in others)
+    if blocks:
+        raise ConnectionLost("the line broke")
+    if connection.ask("seal", digest=blob.digest).get("whole") is not True:
+        raise NodeError("the agent does not see that the blob is whole")
+    return sent
+
+
+def _stand(answer: Mapping[str, Any], blob: Blob) -> int | list[int] | None:
+    """How much of a blob is there: None for all, its first bytes, or all but the blocks of these numbers."""
+    count = -(-blob.size // BLOCK)
+    match answer.get("blobs", {blob.digest: answer}):
+        case {blob.digest: {"whole": True}}:
+            return None
+        case {blob.digest: {"missing": list(spans)}}:
+            with suppress(TypeError, ValueError):
+                return [number for begin, end in spans for number in range(max(0, begin), min(end, count))]
+        case {blob.digest: {"whole": False, "size": int(size)}}:
+            return max(0, min(size, blob.size))
+    raise NodeError("the agent's answer to `stat` is not one")
+
+
+def _part(blob: Blob, target: Path) -> Path:
+    return target.with_name(f".{target.name}.{blob.digest[:12]}.part")

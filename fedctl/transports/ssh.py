@@ -1,0 +1,290 @@
+"""`host: NAME`: a command on another machine, over SSH. The only file that knows paramiko.
+
+A `Line` is one connection to one server, shared by all that runs there; bastions are lines too. Host keys are judged
+before anything is said to a server, nothing is ever accepted by itself, and only keys and the agent log in.
+"""
+
+import contextlib
+import logging
+import random
+import shlex
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import paramiko
+from paramiko.agent import AgentSSH
+from paramiko.common import cMSG_CHANNEL_REQUEST, cMSG_GLOBAL_REQUEST
+
+from fedctl.errors import ConfigError, LoginError, NodeError, Unreachable
+from fedctl.transports import known_hosts, sockets
+from fedctl.transports.channel import ChannelProcess
+from fedctl.transports.client import Client, Refused
+from fedctl.transports.keyring import Keyring, Locked, locked_out
+from fedctl.transports.sshconfig import Endpoint
+
+CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
+"""Fastest first; paramiko itself would put GCM last."""
+KEY_TYPES = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
+"""The algorithms of a key that are not called as the key is."""
+REKEY = 2**35
+"""Leave new keys to the server: paramiko's own, at 2**29 bytes, waits for itself when a channel closes meanwhile."""
+WINDOW, LONG_WINDOW = 2**21, 2**23
+LONG_S = 0.01
+"""A round trip from which a command's output needs the longer window."""
+GREETING_S = 15.0
+OPEN_S = 20.0
+FORBIDDEN = 1
+"""RFC 4254's "administratively prohibited"."""
+PATIENCE_S = 30.0
+"""How long a server that turns connections away (MaxStartups) is asked again."""
+
+logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)  # whatever goes wrong is raised
+
+
+class Line:
+    """One connection to one server, logged in."""
+
+    def __init__(self, client: Client, endpoint: Endpoint) -> None:
+        self._client = client
+        self._endpoint = endpoint
+        self._sessions: list[paramiko.Channel] = []
+        self._ear, self._transport = self._connect()
+        self.bound_s = endpoint.alive_interval_s * endpoint.alive_count
+        self._transport.packetizer.set_keepalive(endpoint.alive_interval_s, self._ask_for_a_sign)
+        client.watch.add(self)
+        began = time.monotonic()
+        self._transport.global_request("keepalive@openssh.com", wait=True)
+        self._window = LONG_WINDOW if time.monotonic() - began > LONG_S else WINDOW
+
+    @property
+    def is_alive(self) -> bool:
+        return self._transport.is_active()
+
+    @property
+    def is_idle(self) -> bool:
+        """No command runs over it."""
+        self._sessions = [channel for channel in self._sessions if not channel.closed]
+        return not self._sessions
+
+    @property
+    def silence_s(self) -> float:
+        """How long nothing has come; a server that lives answers every keepalive."""
+        return time.monotonic() - self._ear.heard_at
+
+    def open_session(self, command: str) -> ChannelProcess:
+        with _speaking_our_errors():
+            channel = self._transport.open_session(window_size=self._window, timeout=OPEN_S)
+            channel.exec_command(command)
+        self._sessions.append(channel)
+        return ChannelProcess(channel, partial(self._kill, channel))
+
+    def open_way(self, address: str, port: int) -> paramiko.Channel:
+        with _speaking_our_errors():
+            return self._transport.open_channel("direct-tcpip", (address, port), ("127.0.0.1", 0), timeout=OPEN_S)
+
+    def _kill(self, channel: paramiko.Channel) -> None:
+        """End a channel's command; OpenSSH hands the signal to the whole process group."""
+        message = paramiko.Message()
+        message.add_byte(cMSG_CHANNEL_REQUEST)
+        message.add_int(channel.remote_chanid)
+        message.add_string("signal")
+        message.add_boolean(False)
+        message.add_string("KILL")
+        self._send(message)
+
+    def close(self) -> None:
+        self._client.watch.remove(self)
+        self._ear.close()
+        self._transport.close()
+
+    def _ask_for_a_sign(self) -> None:
+        """A keepalive that must be answered; paramiko's own asks for no answer."""
+        message = paramiko.Message()
+        message.add_byte(cMSG_GLOBAL_REQUEST)
+        message.add_string("keepalive@openssh.com")
+        message.add_boolean(True)
+        self._send(message)
+
+    def _send(self, message: paramiko.Message) -> None:
+        self._transport._send_user_message(message)  # type: ignore[attr-defined]  # noqa: SLF001  (has no public name)
+
+    def _connect(self) -> tuple[sockets.Ear, paramiko.Transport]:
+        """Connect and log in, again where the server turns connections away; the caller has nobody to wait for."""
+        began = time.monotonic()
+        rest_s = 0.25
+        while True:
+            try:
+                return self._try_to_connect()
+            except Unreachable as error:
+                if error.stage != "greeting" or time.monotonic() - began > PATIENCE_S:
+                    raise
+            time.sleep(rest_s * random.uniform(0.5, 1.0))
+            rest_s = min(8.0, 2 * rest_s)
+
+    def _try_to_connect(self) -> tuple[sockets.Ear, paramiko.Transport]:
+        endpoint = self._endpoint
+        with self._client.place(endpoint).turn():
+            ear = self._stream()
+            with self._client.logins:
+                transport = paramiko.Transport(ear, default_window_size=WINDOW)  # type: ignore[arg-type]
+                try:
+                    _greet(transport, endpoint)
+                    _log_in(transport, endpoint, self._client.keyring)
+                except BaseException as error:
+                    transport.close()
+                    ear.close()
+                    if isinstance(error, (paramiko.SSHException, EOFError, OSError)):
+                        raise _explained(error, endpoint) from error
+                    raise
+        return ear, transport
+
+    def _stream(self) -> sockets.Ear:
+        jumps = self._endpoint.jumps
+        if not jumps:
+            return sockets.connect(self._endpoint)
+        return sockets.Ear(self._client.way(replace(jumps[-1], jumps=jumps[:-1]), self._endpoint))
+
+
+class SshTransport:
+    """Another machine, as the user of an account there."""
+
+    def __init__(self, client: Client, endpoint: Endpoint) -> None:
+        self._client = client
+        self._endpoint = endpoint
+        for hop in (*endpoint.jumps, endpoint):
+            client.keyring.unlock(hop)
+
+    def open(self, argv: Sequence[str]) -> ChannelProcess:
+        return self._client.session(self._endpoint, shlex.join(argv))
+
+
+def new_client() -> Client:
+    """An SSH client without lines yet."""
+    return Client(Line, Keyring(load_key, agent_keys))
+
+
+def load_key(path: Path, passphrase: str | None) -> paramiko.PKey:
+    """A private key, and the certificate beside it; raises Locked, OSError or ValueError."""
+    try:
+        return paramiko.PKey.from_path(path, passphrase.encode() if passphrase else None)  # type: ignore[arg-type]
+    except (TypeError, paramiko.PasswordRequiredException) as error:
+        raise Locked from error
+    except (ValueError, paramiko.SSHException, paramiko.pkey.UnknownKeyType) as error:
+        if passphrase:
+            raise Locked from error
+        raise ValueError(f"{path}: {error}") from error
+
+
+class Agent(AgentSSH):
+    """The agent behind a socket; paramiko's own class knows only that of the environment."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        line = socket.socket(socket.AF_UNIX)
+        line.connect(path)
+        self._connect(line)  # type: ignore[attr-defined]
+
+
+def agent_keys(path: str) -> Sequence[Any]:
+    """The keys of the agent behind a socket; none where there is no agent."""
+    try:
+        return Agent(path).get_keys()
+    except (OSError, paramiko.SSHException):
+        return ()
+
+
+def lookup_in(config: Path, name: str) -> dict[str, Any]:
+    """What a configuration says of a name, as far as paramiko understands it; for where there is no `ssh` to ask."""
+    return dict(paramiko.SSHConfig.from_path(str(config)).lookup(name))
+
+
+@contextlib.contextmanager
+def _speaking_our_errors() -> Iterator[None]:
+    """Turn what paramiko says of a channel into Refused, and of a broken line into OSError."""
+    try:
+        yield
+    except paramiko.ChannelException as refusal:
+        raise Refused(refusal.text or str(refusal), is_forbidden=refusal.code == FORBIDDEN) from refusal
+    except (paramiko.SSHException, EOFError) as error:
+        raise ConnectionError(str(error) or "no word came back") from error
+
+
+def _greet(transport: paramiko.Transport, endpoint: Endpoint) -> None:
+    """Agree on algorithms, and judge the server's key before anything else is said."""
+    packetizer = transport.packetizer
+    packetizer.REKEY_BYTES = packetizer.REKEY_PACKETS = REKEY
+    transport.banner_timeout = transport.auth_timeout = GREETING_S
+    options = transport.get_security_options()
+    known = [name for kind in known_hosts.known_types(endpoint) for name in KEY_TYPES.get(kind, (kind,))]
+    options.ciphers = _allowed(endpoint, "ciphers", CIPHERS, endpoint.ciphers)
+    options.kex = _allowed(endpoint, "key exchange", options.kex, endpoint.kex)
+    options.digests = _allowed(endpoint, "MACs", options.digests, endpoint.macs)
+    options.key_types = _allowed(
+        endpoint,
+        "host keys",
+        sorted(options.key_types, key=lambda name: known.index(name) if name in known else len(known)),
+        endpoint.host_key_algorithms,
+    )
+    transport.start_client(timeout=GREETING_S)
+    key = transport.get_remote_server_key()
+    known_hosts.judge(endpoint, known_hosts.HostKey(type=key.get_name(), blob=key.asbytes()))
+
+
+def _allowed(endpoint: Endpoint, what: str, ours: Sequence[str], theirs: tuple[str, ...] | None) -> tuple[str, ...]:
+    """What we can do of what the user allows."""
+    both = tuple(name for name in ours if theirs is None or name in theirs)
+    if not both:
+        raise ConfigError(
+            f"{endpoint.name}: none of the {what} that ~/.ssh/config allows is available: {', '.join(theirs or ())}",
+            hint=f"allow one of {', '.join(ours)}",
+        )
+    return both
+
+
+def _log_in(transport: paramiko.Transport, endpoint: Endpoint, keyring: Keyring) -> None:
+    """Offer one key after another; raises LoginError."""
+    tried: list[str] = []
+    allowed: Sequence[str] = ()
+    try:
+        for offer in keyring.offers(endpoint):
+            tried.append(offer.name)
+            try:
+                wanted = transport.auth_publickey(endpoint.user, offer.key)
+            except paramiko.BadAuthenticationType:
+                raise
+            except paramiko.AuthenticationException:
+                continue
+            if wanted:
+                raise LoginError(
+                    f"{endpoint.name} wants more than a key of {endpoint.user}: {', '.join(wanted)}",
+                    hint="let its sshd take a key alone for this account (`AuthenticationMethods publickey`)",
+                )
+            return
+        transport.auth_none(endpoint.user)
+    except paramiko.BadAuthenticationType as refusal:
+        allowed = refusal.allowed_types
+    except paramiko.SSHException as error:
+        if len(tried) < 2 or transport.is_active():
+            raise
+        raise LoginError(
+            f"{endpoint.name} hung up after {len(tried)} keys were offered",
+            hint="name the right one with `key:` in fed.yaml, or IdentitiesOnly and IdentityFile in ~/.ssh/config",
+        ) from error
+    else:
+        return
+    raise locked_out(endpoint, tried, allowed, keyring.locked(endpoint))
+
+
+def _explained(error: Exception, endpoint: Endpoint) -> NodeError:
+    if isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
+        return NodeError(f"{endpoint.name} shares no algorithm with fedctl: {error}", hint="update its sshd")
+    return Unreachable(
+        f"{endpoint.address} port {endpoint.port} was reached, but broke off before a login: {error or 'no word'}",
+        hint="is it an SSH server? A busy one turns connections away: raise MaxStartups in its sshd_config",
+        stage="greeting",
+    )

@@ -1,0 +1,115 @@
+"""What `fedctl check` shows: how far it is, a line a node with a word for each group of findings, and every remedy."""
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from fedctl.errors import UsageError
+from fedctl.views.show import note, show_json, show_rows
+from fedctl.views.text import counted, plain
+
+if TYPE_CHECKING:
+    from fedctl.operations.accepting import Unknown
+    from fedctl.operations.check import Checked
+    from fedctl.operations.findings import Finding
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "REACH": ("reach", "name", "network", "host key", "login", "agent", "forced command"),
+    "PYTHON": ("python", "packages"),
+    "DISK": ("disk",),
+    "MEMORY": ("memory",),
+    "DEVICE": ("accelerator",),
+    "CLOCK": ("clock",),
+    "DATA": ("data",),
+    "CODE": ("import",),
+}
+"""A column each, and the findings that it sums up."""
+MOST_LINES = 24
+"""With more nodes than this, those of which the same may be said share a line."""
+MOST_NAMES = 3
+
+Said = TypeVar("Said")
+
+
+def progressed(done: int, every: int) -> None:
+    """How far the check is, on a terminal, in one line that vanishes at the end."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[Kchecked {done} of {every}" if done < every else "\r\x1b[K")
+        sys.stderr.flush()
+
+
+def checked(found: "Checked", *, as_json: bool) -> None:
+    """A line a node, and below it each failure with its remedy."""
+    if as_json:
+        show_json({**dataclasses.asdict(found), "passed": found.passed})
+        return
+    lines = {name: tuple(_cell(findings, names) for names in GROUPS.values()) for name, findings in found.nodes.items()}
+    rows = [[name, *cells] for name, cells in lines.items()]
+    if len(rows) > MOST_LINES:
+        rows = [[_named(names), *cells] for cells, names in _alike(lines.items())]
+    show_rows(["NODE", *GROUPS], rows)
+    if found.code.passed:
+        note(f"your code {found.code.value}")
+    else:
+        _fail(["your code"], found.code)
+    for one, names in _alike(_each(found)):
+        if not one.passed:
+            _fail(names, one)
+    for said, names in _alike((name, one.note) for name, one in _each(found) if one.passed and one.note):
+        note(f"{_named(names)}: {said}")
+    failed = sum(1 for findings in found.nodes.values() if not all(one.passed for one in findings))
+    every = len(found.nodes)
+    note(f"{failed} of {counted(every, 'node')} cannot train yet" if failed else f"{counted(every, 'node')} ready")
+
+
+def ask(unknown: Sequence["Unknown"], *, yes: bool) -> bool:
+    """Show the keys that nobody vouches for yet, and ask whether they are right; `yes` has answered already.
+
+    Raises UsageError where there is nobody to ask.
+    """
+    for one in unknown:
+        note(f"{_named(one.nodes)}: {one.key.name} shows {one.key.type} {one.key.fingerprint}")
+    note(
+        "compare each with what its owner reads out there: `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` "
+        "(or the file of its kind)"
+    )
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "there is no terminal to ask on, and nothing was accepted",
+            hint="once you have compared them, `fedctl check --accept-new --yes` accepts these keys",
+        )
+    sys.stderr.write(f"accept {'this key' if len(unknown) == 1 else f'these {len(unknown)} keys'}? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _cell(findings: Iterable["Finding"], names: tuple[str, ...]) -> str:
+    """A group in a word: that it failed, or what its first finding found; nothing where it was not come to."""
+    group = [one for one in findings if one.name in names]
+    if not all(one.passed for one in group):
+        return "failed"
+    return group[0].mark if group else ""
+
+
+def _each(found: "Checked") -> Iterable[tuple[str, "Finding"]]:
+    for name, findings in found.nodes.items():
+        yield from ((name, one) for one in findings)
+
+
+def _alike(pairs: Iterable[tuple[str, Said]]) -> Iterable[tuple[Said, list[str]]]:
+    """Names of which the same is said, together, in the order of the first ones."""
+    groups: dict[Said, list[str]] = {}
+    for name, said in pairs:
+        groups.setdefault(said, []).append(name)
+    return groups.items()
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= MOST_NAMES else f"{names[0]} and {len(names) - 1} more"
+
+
+def _fail(names: Sequence[str], one: "Finding") -> None:
+    note(f"{_named(names)}: {one.name}: {plain(one.value)}\n  {plain(one.remedy) or 'no remedy is known'}")
