@@ -230,7 +230,7 @@ def status(
 
     found = _find(file, run)
     if follow and not json:
-        results.followed(followed(found))
+        results.followed(followed(found), words=found.log("coordinator"))
         return
     state, alive = operation(found)
     results.status(state, alive=alive, words=found.log("coordinator"), as_json=json)

@@ -1,10 +1,9 @@
 """The coordinator's end of the line to one agent: requests and their answers, and pushes, over one command's pipes.
 
-Owns the framing on this side and the installing of the agent; knows nothing of rounds or models. Any thread may ask;
+Owns the framing on this side; knows nothing of rounds or models. Any thread may ask;
 one thread reads. When the line breaks, whoever waits gets `ConnectionLost`; what runs on the node is not touched.
 """
 
-import contextlib
 import hashlib
 import itertools
 import threading
@@ -16,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedctl import remote
+from fedctl import install, remote
 from fedctl.errors import ConnectionLost, NodeError
 from fedctl.node import agent
 from fedctl.records import printable
@@ -24,12 +23,9 @@ from fedctl.transports import Process, Transport
 
 ANSWER_S = 120.0
 """How long an answer, or room for a large request, may take before the line counts as broken."""
-CHUNK = 2**20
 SMALL = 2**15
 LONGEST_NOISE = 2**20
 NOISE_KEPT = 500
-LOST = 255
-"""The exit status of a command whose end was not heard."""
 
 Waiter = Callable[[], tuple[dict[str, Any], bytes]]
 """Waits for an answer and its body; raises ConnectionLost, or NodeError with the agent's own refusal."""
@@ -83,12 +79,13 @@ class Connection:
         """
         source = Path(agent.__file__).read_bytes()
         digest = hashlib.sha256(source).hexdigest()
+        asked: dict[str, Any] = {} if needs is None else {"needs": dict(needs)}
         for _ in range(2):
             process = transport.open(remote.serve_agent(python, digest, home))
             connection = cls(process, answer_s=answer_s)
             connection._another = partial(cls.open, transport, python, home=home, answer_s=answer_s)
             try:
-                answer = connection.ask("hello", **({"needs": dict(needs)} if needs is not None else {}))
+                answer = connection.ask("hello", **asked)
                 connection.facts, connection.has = _facts(answer), answer.get("has")
                 if too_old := remote.judge_version(python, str(connection.facts["python"])):
                     raise too_old
@@ -97,9 +94,9 @@ class Connection:
                     raise
                 process.close_stdin()
                 if process.wait() == remote.ABSENT:
-                    _install(transport, python, home, digest, source, answer_s)
+                    install.install_agent(transport, python, home, digest, source, answer_s)
                 else:
-                    raise _explained(transport, python, process, connection.noise, lost, answer_s) from lost
+                    raise install.explained(transport, python, process, connection.noise, lost, answer_s) from lost
             except NodeError:
                 connection.close()
                 raise
@@ -246,44 +243,6 @@ class Connection:
             future.set_exception(ConnectionLost(self._lost))
         for listener in listeners:
             listener(LINE_LOST)
-
-
-def _install(transport: Transport, python: str, home: str, digest: str, source: bytes, answer_s: float) -> None:
-    process = transport.open(remote.install_agent(python, digest, home))
-    with contextlib.suppress(OSError):  # the exit status and stderr say why
-        process.write(source)
-    _drain(process, answer_s)
-    if process.wait():
-        failure = ConnectionLost("the agent could not be installed")
-        raise _explained(transport, python, process, "", failure, answer_s)
-
-
-def _explained(
-    transport: Transport, python: str, process: Process, noise: str, lost: ConnectionLost, answer_s: float
-) -> NodeError:
-    """Why the agent did not start, as far as the end of its process tells."""
-    status, said = process.wait(), "\n".join(printable(line) for line in process.errors().splitlines()).strip()
-    error = remote.explain(python, status, noise, said)
-    if error is None and said:
-        trial = transport.open(remote.tell_version(python))
-        error = remote.judge_version(python, _drain(trial, answer_s) + trial.errors())
-    if error is None and (said or status != LOST):
-        error = NodeError(f"the agent did not start: {said.splitlines()[-1] if said else lost.message}")
-    return error or lost
-
-
-def _drain(process: Process, answer_s: float) -> str:
-    """The beginning of a command's output, which has that long to come to its end."""
-    guard = threading.Timer(answer_s, process.kill)
-    guard.daemon = True
-    guard.start()
-    process.close_stdin()
-    said = process.read(CHUNK)
-    while process.read(CHUNK):
-        pass  # a shell may have a word to say
-    process.wait()
-    guard.cancel()
-    return said.decode(errors="replace")
 
 
 def _facts(answer: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -38,6 +38,7 @@ from fedctl.rounds import close_round
 from fedctl.rundir import RunDir
 from fedctl.state import RunState, apply, fold
 from fedctl.strategies import Strategy
+from fedctl.telemetry import Preparing, Telemetry
 
 MOST_IN_FLIGHT = 1024
 TICK_S = 0.5
@@ -48,7 +49,7 @@ class Sink(Protocol):
 
     def event(self, event: Event, state: RunState) -> None: ...
 
-    def progress(self, progress: Progress) -> None: ...
+    def progress(self, progress: Telemetry) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class Coordinator:
         self._sinks = sinks
         self._hold = hold
         self._clock = clock
-        self._inbox: queue.SimpleQueue[Event | Progress | _Landed | _Broken] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Event | Telemetry | _Landed | _Broken] = queue.SimpleQueue()
         self._in_flight: set[str] = set()
         self._unreleased: list[TaskKey] = []
         self._state = RunState()
@@ -138,7 +139,8 @@ class Coordinator:
         match action:
             case Prepare(node=node):
                 try:
-                    return NodeReady(at=self._clock(), node=node, facts=self._hosts.of(node).prepare())
+                    facts = self._hosts.of(node).prepare(lambda text: self._inbox.put(Preparing(node=node, text=text)))
+                    return NodeReady(at=self._clock(), node=node, facts=facts)
                 except NodeError as error:
                     return NodeLost(at=self._clock(), node=node, reason=error.message)
             case Perform():
@@ -190,7 +192,7 @@ class Coordinator:
             item: Any = self._inbox.get(timeout=TICK_S)
             while True:
                 match item:
-                    case Progress():
+                    case Progress() | Preparing():
                         for sink in self._sinks:
                             sink.progress(item)
                     case _Landed(key=key):

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from platform import python_version_tuple
@@ -21,7 +22,7 @@ PACKAGES = ("torch", "pytorch-lightning", "lightning", "numpy", "safetensors")
 """What a task needs, one Lightning of the two being enough."""
 _LIGHTNINGS = ("pytorch-lightning", "lightning")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_FILE_OPTIONS = re.compile(r"(-r|--requirement|-c|--constraint|-e|--editable)\b")
+_FILE_OPTIONS = re.compile(r"-[rce]|--(requirement|constraint|editable)\b")
 _FOLDER = re.compile(r"(\.{0,2}/|\.\.?$|~|file:)")
 
 
@@ -164,9 +165,11 @@ def _wheels(folder: Path, node: Node) -> dict[str, Blob]:
             hint=f"`pip download --dest {folder} --requirement requirements.txt torch pytorch-lightning safetensors` "
             "fills it, on a machine like the node",
         )
-    return {path.name: _blob(path) for path in found}
+    return {path.name: _blob(path, path.stat().st_size, path.stat().st_mtime_ns) for path in found}
 
 
-def _blob(path: Path) -> Blob:
+@cache
+def _blob(path: Path, size: int, _changed: int) -> Blob:
+    """Gigabytes are read once, though a launch asks twice."""
     with path.open("rb") as file:
-        return Blob(digest=hashlib.file_digest(file, "sha256").hexdigest(), size=path.stat().st_size)
+        return Blob(digest=hashlib.file_digest(file, "sha256").hexdigest(), size=size)

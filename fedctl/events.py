@@ -96,7 +96,10 @@ class TaskFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateReceived:
-    """A node's trained weights are on the coordinator's disk, checked; `seconds` is the node's time in fit."""
+    """A node's trained weights are on the coordinator's disk, checked.
+
+    `seconds` is the node's time in fit, `accelerator` what it trained on, as torch calls it: `cpu`, `cuda:1`.
+    """
 
     at: datetime
     task: TaskKey
@@ -105,6 +108,7 @@ class UpdateReceived:
     metrics: Mapping[str, float]
     seconds: float
     bytes: Traffic = Traffic()
+    accelerator: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

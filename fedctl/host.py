@@ -26,6 +26,7 @@ IDLE_S = 300.0
 """How long a worker stays after its last task."""
 PIECE = 4 * 2**20
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What a run asks of every host: its name and identity, its bundle, and how to start a worker.
@@ -144,13 +145,14 @@ class Host:
 
     def read_log(self, key: TaskKey, offset: int) -> bytes:
         """A task's log from `offset` on."""
-        pieces = []
-        while piece := self._lifeline.patiently(
-            lambda: self._begin_read(key, "train.log", offset, PIECE)()[1], tries=RECONNECTS
-        ):
-            pieces.append(piece)
-            offset += len(piece)
-        return b"".join(pieces)
+        log = b""
+
+        def attempt() -> bytes:
+            return self._begin_read(key, "train.log", offset + len(log), PIECE)()[1]
+
+        while piece := self._lifeline.patiently(attempt, tries=RECONNECTS):
+            log += piece
+        return log
 
     def release(self, keys: Iterable[TaskKey], digests: Iterable[str] = ()) -> None:
         """The updates of these tasks are safe here and these models are needed no more."""

@@ -15,6 +15,7 @@ from fedctl.transports import Transports
 
 MOST_AT_ONCE = 512
 """How many hosts are asked at the same time: one that is away costs a timeout, and so do a hundred."""
+RESOLVED_AT_ONCE = 8
 
 Answer = TypeVar("Answer")
 
@@ -27,9 +28,13 @@ class Hosts:
         groups: dict[tuple[object, ...], list[Node]] = {}
         for node in (*federation.nodes, _COORDINATORS_OWN):
             groups.setdefault(_address(node), []).append(node)
+        with ThreadPoolExecutor(RESOLVED_AT_ONCE) as pool:  # each may ask `ssh -G`
+            ways = dict(
+                zip(groups, pool.map(lambda nodes: self._transports.to(nodes[0]), groups.values()), strict=True)
+            )
         by_address = {
             address: Host(
-                self._transports.to(nodes[0]),
+                ways[address],
                 python=nodes[0].python or (sys.executable if nodes[0].host == "local" else "python3"),
                 home=nodes[0].home or "",
                 slots=max((node.slots or 0 for node in nodes), default=0),

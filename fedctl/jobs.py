@@ -128,6 +128,7 @@ def _answer(action: Perform, done: Done, host: Host, run: RunDir, clock: Clock) 
         metrics=result.metrics,
         seconds=result.seconds,
         bytes=Traffic(sent=done.traffic.sent, received=came),
+        accelerator=result.accelerator,
     )
 
 

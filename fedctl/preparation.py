@@ -43,6 +43,11 @@ class Prepared:
         return self.bundle == "sent" or self.environment == "made"
 
 
+def needs(bundle: Blob, environment: Environment | Given | None) -> dict[str, Any]:
+    """What the agent is asked about: a bundle, and an environment to make or a Python to use."""
+    return {"bundle": bundle.digest, **(environment.needs() if environment else {})}
+
+
 class Preparation:
     """One machine's way to be ready. Many threads may ask for it; one does it, and a failure is told to all who waited.
 
@@ -63,7 +68,7 @@ class Preparation:
         """What the agent is to be asked about as it is greeted; None when the machine is ready."""
         if self._prepared is not None:
             return None
-        return {"bundle": self._bundle.digest, **(self._environment.needs() if self._environment else {})}
+        return needs(self._bundle, self._environment)
 
     @property
     def interpreter(self) -> Mapping[str, str]:
@@ -196,4 +201,4 @@ def _judge(python: str, stand: Mapping[str, Any]) -> tuple[str, ...]:
             f"{python} has no {' and no '.join(lacking)}",
             hint=f"`{python} -m pip install {wanted}` there, or leave `python:` out to have an environment made",
         )
-    return tuple(printable(note) for note in differences(packages))
+    return tuple(differences(packages))

@@ -205,6 +205,7 @@ class Result:
 
 
 Phase = Literal["waiting", "loading", "training", "evaluating", "saving", "unreachable"]
+"""What a task is about; `unreachable` is the coordinator's own word, for as long as it has no line to the node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,15 +32,20 @@ _INSTALL = (
 )
 
 
+_SERVE = "import sys;sys.path.insert(0,sys.argv[1]);__import__(sys.argv[2]).main()"
+"""As a module the agent is compiled once, and without `site` it meets nothing that was installed: half the time."""
+
+
 def serve_agent(python: str, digest: str, home: str = "") -> Sequence[str]:
     """Run the agent of that SHA-256; ends with status `ABSENT` where it is not installed."""
-    agent = f'"$h/agent-{digest[:12]}.py"'
-    return ("sh", "-c", f'{_FIND_HOME}test -f {agent} || exit {ABSENT}; exec "$0" -I {agent} serve', python, home)
+    agent = f"agent-{digest[:12]}"
+    command = f'test -f "$h/{agent}.py" || exit {ABSENT}; exec "$0" -IS -c "$2" "$h" {agent}'
+    return ("sh", "-c", _FIND_HOME + command, python, home, _SERVE)
 
 
 def install_agent(python: str, digest: str, home: str = "") -> Sequence[str]:
     """Keep what stands on stdin as the agent of that SHA-256, if it is that."""
-    return ("sh", "-c", f'{_FIND_HOME}exec "$0" -I -c "$2" "$3"', python, home, _INSTALL, digest)
+    return ("sh", "-c", f'{_FIND_HOME}exec "$0" -IS -c "$2" "$3"', python, home, _INSTALL, digest)
 
 
 def tell_version(python: str) -> Sequence[str]:
@@ -54,7 +59,7 @@ _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def explain(python: str, status: int, noise: str, said: str) -> NodeError | None:
-    """Why the agent did not start: from its exit status and what came on stdout and stderr; None where they do not say."""
+    """Why the agent did not start: its exit status, what came on stdout and on stderr; None where they do not say."""
     if status == 127:
         return NodeError(
             f"there is no `{python}` there", hint="install Python 3.8 or newer there, or name one with `python:`"

@@ -31,7 +31,9 @@ from fedctl.records import Blob, Kind, TaskKey
 from fedctl.state import Answer, Failed, NodeState, Received, RunState, Scored
 
 Standing = Literal["running", "held", "interrupted", "finished", "failed"]
-Activity = Literal["preparing", "waiting", "training", "evaluating", "alone", "comparing", "done", "failed", "lost"]
+Activity = Literal[
+    "preparing", "waiting", "training", "evaluating", "alone", "comparing", "unreachable", "done", "failed", "lost"
+]
 
 _AT_WORK: Mapping[Kind, Activity] = {
     "train": "training",
@@ -55,6 +57,7 @@ class NodeStanding:
     error: str | None
     examples: int
     seconds: float
+    accelerator: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +168,7 @@ def _node(state: RunState, node: NodeState) -> NodeStanding:
         error=node.error,
         examples=node.examples,
         seconds=node.seconds,
+        accelerator=node.accelerator,
     )
 
 

@@ -62,6 +62,7 @@ class NodeState:
     metrics: Mapping[str, float] = field(default_factory=dict)
     score: Score | None = None
     seconds: float = 0.0
+    accelerator: str = ""
     bytes: Traffic = Traffic()
     error: str | None = None
     detail: str = ""

@@ -1,14 +1,13 @@
 """The sink that every run has: telemetry into `metrics.jsonl`. Losing that file loses nothing."""
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from fedctl.events import Event
-from fedctl.records import Progress
 from fedctl.state import RunState
+from fedctl.telemetry import Telemetry, dump
 
 
 class MetricsSink:
@@ -20,9 +19,8 @@ class MetricsSink:
     def event(self, event: Event, state: RunState) -> None:
         """Facts stand in the journal; nothing of them is repeated here."""
 
-    def progress(self, progress: Progress) -> None:
-        at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        self._file.write(json.dumps({"at": at, **progress.to_json()}) + "\n")
+    def progress(self, progress: Telemetry) -> None:
+        self._file.write(dump(progress, datetime.now(UTC)) + "\n")
 
     def __enter__(self) -> Self:
         return self

@@ -166,7 +166,7 @@ def _update_received(state: RunState, event: UpdateReceived) -> RunState:
         key=key, update=event.update, examples=event.examples, metrics=event.metrics, seconds=event.seconds
     )
     state = _answered(_worked(state, key, event.bytes), key, received)
-    state = _with_node(state, key.node, error=None, detail="")
+    state = _with_node(state, key.node, error=None, detail="", accelerator=event.accelerator)
     if key.kind != "train":
         return state
     contributions = state.nodes[key.node].contributions + 1

@@ -36,6 +36,7 @@ PURE = {
     "events": ("records",),
     "runstate": ("events", "records"),
     "state": ("events", "records", "runstate"),
+    "telemetry": ("records",),
     "plan": ("federation", "records", "state"),
     "measures": ("federation", "records", "state"),
     "report": ("events", "federation", "measures", "records", "state"),
@@ -44,7 +45,7 @@ PURE = {
 
 ALLOWED = {
     "node": ("codecs", "errors", "header", "node", "records", "weights"),
-    "views": ("errors", "events", "federation", "measures", "records", "report", "state", "views"),
+    "views": ("errors", "events", "federation", "measures", "records", "report", "state", "telemetry", "views"),
     "topology": ("errors", "federation", "records", "topology"),
     "strategies": ("errors", "federation", "header", "records", "strategies", "weights"),
     "codecs": ("codecs", "errors", "header", "records"),

@@ -5,7 +5,8 @@ own bytes, and runs before any environment exists. It keeps blobs by their SHA-2
 puts tasks into the worker's folder, and pushes what it sees there (progress, results, losses) down the line.
 
 A frame is a JSON header and a raw body, each behind its length. The agent greets before its first one, so that what a
-login shell printed can be told apart. Requests carry `id` and `op`; the answer carries the same id as `re`. Pushes carry `push`. The agent ends when its stdin ends; whatever it started goes on.
+login shell printed can be told apart. Requests carry `id` and `op`; the answer carries the same id as `re`. Pushes carry
+`push`. The agent ends when its stdin ends; whatever it started goes on.
 
 A task waits in `queue/`; whoever works on it holds its `lock`, has put its process group into `pid` and has taken it
 out of the queue, in that order; `result.json` ends it. So at every instant a task is queued, held, done, or lost.
@@ -29,7 +30,6 @@ import signal
 import struct
 import subprocess
 import sys
-import tarfile
 import time
 from io import FileIO
 from pathlib import Path
@@ -63,6 +63,7 @@ MADE = {
     "blobs": re.compile(r"\.?[0-9a-f]{64}(\..*)?\Z"),
     "bundle": re.compile(r"\.?[0-9a-f]{64}(\..*)?\Z"),
     "env": re.compile(r"(\.?[0-9a-f]{64}(\..*)?|python)\Z"),
+    "__pycache__": re.compile(r"agent-[0-9a-f]{12}\..+"),
     "": re.compile(r"(agent-[0-9a-f]{12}\.py(\.tmp-[0-9]+)?|blobs\.lock)\Z"),
 }
 """By folder of the home, the names that fedctl gives there, beside whole runs; the agents' own come last."""
@@ -235,7 +236,9 @@ def nvidia_gpus() -> list[Header]:
     if not program:
         return []
     query = "--query-gpu=name,memory.total,driver_version"
-    lines = output_of([program, query, "--format=csv,noheader,nounits"], PROBE_S).decode("utf-8", "replace").splitlines()
+    lines = (
+        output_of([program, query, "--format=csv,noheader,nounits"], PROBE_S).decode("utf-8", "replace").splitlines()
+    )
     found = [[part.strip() for part in line.rsplit(",", 2)] for line in lines if line.count(",") >= 2]
     return [{"name": name, "memory": memory, "driver": driver} for name, memory, driver in found]
 
@@ -310,16 +313,21 @@ class Blobs:
         return {"whole": False, "size": part.stat().st_size if part.exists() else 0}
 
     def put(self, digest: str, size: int, offset: int, body: bytes) -> Header:
-        """Write at `offset`, which is the end of what is here or before it; verify and rename when `size` is reached."""
+        """Write at `offset`, not past the end of what is here; verify and rename when `size` is reached."""
         path = self.path(digest)
         upload = self.uploads.pop(digest, None)  # one that fails is begun again from what it wrote
         if path.exists():
             if upload:
+                upload.file.close()
                 remove(upload.path)
             return self.stat(digest)
         if upload is None or upload.size != offset:
             upload = self.open(digest, offset, upload)
-        upload.append(body)
+        try:
+            upload.append(body)
+        except OSError:
+            upload.file.close()
+            raise
         if upload.size < size:
             self.uploads[digest] = upload
             return {"whole": False, "size": upload.size}
@@ -368,7 +376,7 @@ class Blobs:
         return known
 
     def missing(self, digest: str) -> list[list[int]]:
-        """The numbers of the blocks that are not here, as [first, one past the last]; FileNotFoundError unless split."""
+        """The blocks that are not here, as [first, one past the last]; raises FileNotFoundError unless it was split."""
         here = self.path(digest).with_suffix(".here").read_bytes()
         return [list(match.span()) for match in re.finditer(rb"\0+", here)]
 
@@ -781,7 +789,9 @@ def runs_as(version: str) -> str | None:
         return None
     quiet = subprocess.DEVNULL
     try:
-        done = subprocess.run([path, "-c", code, version], stdin=quiet, stdout=quiet, stderr=quiet, timeout=30, check=False)
+        done = subprocess.run(
+            [path, "-c", code, version], stdin=quiet, stdout=quiet, stderr=quiet, timeout=30, check=False
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return None if done.returncode else path
@@ -1184,6 +1194,8 @@ class Agent:
 
 def unpack(source: Path, folder: Path) -> None:
     """Write a tar's files below `folder`; anything but plain files and folders inside is refused."""
+    import tarfile  # slow to import
+
     with tarfile.open(source) as archive:
         for member in archive:
             parts = member.name.split("/")
@@ -1198,7 +1210,7 @@ def unpack(source: Path, folder: Path) -> None:
 
 
 class Line:
-    """Reading of a pipe: long bodies are copied once, and what was read ahead shows, so that select() can be trusted."""
+    """Reading of a pipe that copies long bodies once, and shows what it read ahead, so that select() can be trusted."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -1206,7 +1218,7 @@ class Line:
         self.held = memoryview(b"")
         self.room = bytearray()
 
-    def read(self, size: int) -> memoryview:
+    def read(self, size: int) -> Any:
         """`size` bytes, or fewer at the end; they stand until the next call."""
         if size <= len(self.held):
             taken, self.held = self.held[:size], self.held[size:]
@@ -1241,20 +1253,25 @@ def serve(home: Path) -> None:
     write_all(sink, GREETING)
     next_look = 0.0
     while True:
-        rest_s = max(0.0, next_look - time.monotonic()) if agent.watched else None
+        rest_s = max(0.0, next_look - time.monotonic()) if agent.is_watching else None
         if line.held or select.select([source], [], [], rest_s)[0]:
             frame = read_frame(line.read)
             if frame is None:
                 return
             agent.answer(*frame)
         began = time.monotonic()
-        if agent.watched and began >= next_look:
+        if agent.is_watching and began >= next_look:
             agent.look()
             ended = time.monotonic()
             # Many tasks make a look dear; resting five times as long bounds what watching takes from the training.
             next_look = ended + max(TICK_S, 5 * (ended - began))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Serve the one line that this process was started for."""
     with contextlib.suppress(BrokenPipeError):  # the coordinator has gone; what it started goes on
         serve(Path(os.environ.get("FEDCTL_HOME") or "~/.fedctl").expanduser())
+
+
+if __name__ == "__main__":
+    main()

@@ -62,6 +62,7 @@ def check(
         groups.setdefault(hosts.of(node.name), []).append(node)
     found: dict[str, tuple[Finding, ...]] = {}
     try:
+        told(0, len(federation.nodes))
         failures = accept(groups, federation.folder / KNOWN_HOSTS, ask) if ask else {}
         with ThreadPoolExecutor(max_workers=min(MOST_AT_ONCE, len(groups)) + 1) as pool:
             model = pool.submit(rehearse, federation)
@@ -150,7 +151,7 @@ class _Look:
                 *machine,
                 findings.accelerator(node, facts, cards),
                 findings.clock(skew_s),
-                findings.data(node, list(paths[node.name]), [seen[path] for path in paths[node.name].values()]),
+                findings.data(list(paths[node.name]), [seen[path] for path in paths[node.name].values()]),
                 trial,
             )
             for node in self.nodes

@@ -82,13 +82,13 @@ def python(node: Node, environment: Environment | Given | None, stand: Mapping[s
                 name="python",
                 passed=is_recent(version),
                 value=f"{version}, {how}",
-                remedy=f"tasks need Python 3.10 or newer: name one in `python:` of node {node.name}",
+                remedy="tasks need Python 3.10 or newer: name one in `python:` of this node",
                 mark=version,
             )
             yield _packages(node, packages)
         case _:
             remedy = (
-                f"correct `python:` of node {node.name}"
+                "correct `python:` of this node"
                 if node.python
                 else "install python3.11 or uv there, or name a Python of 3.10 or newer in `python:`"
             )
@@ -136,8 +136,8 @@ def accelerator(node: Node, facts: Mapping[str, Any], answer: Mapping[str, Any])
         return Finding(
             name="accelerator",
             passed=False,
-            value=f"no {node.accelerator}" + (f": {note}" if note else ""),
-            remedy=f"`accelerator: auto` of node {node.name} takes what is there"
+            value=f"no {node.accelerator} is there" + (f": {note}" if note else ""),
+            remedy="`accelerator: auto` takes what is there"
             + ("; or install a torch that is built for the GPU" if blind else ""),
         )
     wanted = node.devices if isinstance(node.devices, int) else count[choice]
@@ -146,7 +146,7 @@ def accelerator(node: Node, facts: Mapping[str, Any], answer: Mapping[str, Any])
             name="accelerator",
             passed=False,
             value=f"{count[choice]} of the {wanted} devices that are asked for",
-            remedy=f"`devices: {count[choice]}` of node {node.name}, or `auto`, takes what is there",
+            remedy=f"`devices: {count[choice]}`, or `auto`, takes what is there",
         )
     named = {"gpu": _described(gpus, cards), "mps": "Apple's GPU", "cpu": "no GPU is used"}[choice]
     mark = f"{wanted} gpu" if choice == "gpu" and wanted > 1 else choice
@@ -163,7 +163,7 @@ def clock(skew_s: float) -> Finding:
     )
 
 
-def data(node: Node, paths: Sequence[str], found: Sequence[object]) -> Finding:
+def data(paths: Sequence[str], found: Sequence[object]) -> Finding:
     """Whether the paths among a node's arguments are there; `found` is of each whether it exists and may be read."""
     wrong = [
         f"{path} {'may not be read' if state == {'exists': True, 'readable': False} else 'is not there'}"
@@ -174,7 +174,7 @@ def data(node: Node, paths: Sequence[str], found: Sequence[object]) -> Finding:
         name="data",
         passed=not wrong,
         value="; ".join(wrong) or (", ".join(paths) if paths else "no paths are named"),
-        remedy=f"correct `data:` of node {node.name}, or let the account there read it",
+        remedy="correct `data:` of this node, or let the account there read it",
         mark="ok" if paths else "-",
     )
 
@@ -256,13 +256,13 @@ def _stage(error: NodeError) -> str:
 def _way_remedy(node: Node, stage: str) -> str:
     match stage:
         case "name":
-            return f"correct `host:` of node {node.name}, or make {node.host} an alias in ~/.ssh/config"
+            return "correct `host:` of this node, or make it an alias in ~/.ssh/config"
         case "network":
             return f"is the machine on, and does its SSH server listen there? try `ssh {node.host} true`"
         case "host key":
             return "`fedctl check --accept-new` shows the keys that are new, and asks"
         case _:
-            return f"add your public key to ~/.ssh/authorized_keys there, or correct `user:` and `key:` of {node.name}"
+            return "add your public key to ~/.ssh/authorized_keys there, or correct `user:` and `key:` of this node"
 
 
 def _agent_remedy(node: Node, error: NodeError) -> str:

@@ -3,8 +3,8 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -12,6 +12,7 @@ from types import FrameType
 import fedctl
 from fedctl import bundle, rundir, topology
 from fedctl.coordinator import Coordinator, Sink
+from fedctl.environment import Environment, Given, environments
 from fedctl.errors import ConfigError, FedctlError, StateError
 from fedctl.federation import Federation, needed
 from fedctl.host import Host, Work
@@ -27,7 +28,10 @@ from fedctl.strategies import build
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryRun:
-    """What a launch would do. Sizes are in bytes; `sent` and `received` are of one round, seen from the coordinator."""
+    """What a launch would do. Sizes are in bytes; `sent` and `received` are of one round, seen from the coordinator.
+
+    `environments` are by node, of those that do not use the coordinator's own Python.
+    """
 
     federation: Federation
     cohort: int
@@ -37,6 +41,7 @@ class DryRun:
     received: int
     bundle_size: int
     bundle_files: int
+    environments: Mapping[str, Environment | Given] = field(default_factory=dict)
 
 
 class Interrupted(FedctlError):
@@ -49,6 +54,7 @@ def dry_run(path: Path, overrides: Sequence[str] = ()) -> DryRun:
     """What a launch would do; builds the first model in a folder of its own and leaves no trace."""
     federation = topology.load(path, overrides)
     build(federation.strategy, folder=federation.folder)
+    made = environments(federation)
     model = rehearse(federation)
     hosts = {(node.host, node.user, node.port, node.python) for node in federation.nodes}
     cohort = needed(federation.schedule.cohort, len(federation.nodes))
@@ -61,6 +67,7 @@ def dry_run(path: Path, overrides: Sequence[str] = ()) -> DryRun:
         received=model.size * cohort,
         bundle_size=len(bundle.pack(federation)),
         bundle_files=sum(1 for _ in bundle.project_files(federation.folder)),
+        environments=made,
     )
 
 
@@ -93,6 +100,7 @@ def begin(path: Path, name: str | None, overrides: Sequence[str]) -> tuple[Feder
     if name is not None:
         rundir.check_name(name)
     build(federation.strategy, folder=federation.folder)
+    environments(federation)
     run = rundir.create(
         federation.folder,
         name or rundir.new_name(federation.name, datetime.now(UTC), federation.folder),
@@ -147,7 +155,7 @@ def work_of(federation: Federation, run: RunDir) -> Work:
 
 def _coordinate(federation: Federation, run: RunDir, *, hold: bool, sinks: Sequence[Sink]) -> RunState:
     """Run the coordinator. Its hosts' workers end with the run, and stay while it may be taken up."""
-    hosts = Hosts(federation, work_of(federation, run))
+    hosts = Hosts(federation, replace(work_of(federation, run), environments=environments(federation)))
     goes_on = False
     with run.lock(), MetricsSink(run.metrics) as metrics, _leaving_on_signals(run.name):
         try:

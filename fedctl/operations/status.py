@@ -1,6 +1,5 @@
 """`fedctl status`: a run's state, from its journal alone."""
 
-import json
 import time
 from collections.abc import Iterator
 
@@ -8,9 +7,9 @@ from fedctl.errors import StateError
 from fedctl.events import Event
 from fedctl.journal import follow as follow_journal
 from fedctl.journal import read
-from fedctl.records import Progress
 from fedctl.rundir import RunDir
 from fedctl.state import RunState, apply, fold
+from fedctl.telemetry import Telemetry, load
 
 LOOK_S = 0.2
 
@@ -22,7 +21,7 @@ def status(run: RunDir) -> tuple[RunState, bool]:
     return fold(read(run.journal)), alive
 
 
-def follow(run: RunDir) -> Iterator[tuple[RunState, list[Event | Progress], bool]]:
+def follow(run: RunDir) -> Iterator[tuple[RunState, list[Event | Telemetry], bool]]:
     """The state, what is new since the last, and whether a coordinator lives; ends when the run does."""
     run.facts()
     state = RunState()
@@ -38,7 +37,7 @@ def follow(run: RunDir) -> Iterator[tuple[RunState, list[Event | Progress], bool
         time.sleep(LOOK_S)
 
 
-def _samples(run: RunDir) -> Iterator[list[Progress]]:
+def _samples(run: RunDir) -> Iterator[list[Telemetry]]:
     """What `metrics.jsonl` has gained since the last time; damaged lines are nothing that matters."""
     offset = 0
     while True:
@@ -51,10 +50,8 @@ def _samples(run: RunDir) -> Iterator[list[Progress]]:
             offset += end
             for line in fresh[:end].splitlines():
                 try:
-                    sample = json.loads(line)
-                    del sample["at"]
-                    found.append(Progress.from_json(sample))
-                except (ValueError, KeyError, TypeError):
+                    found.append(load(line))
+                except ValueError:
                     continue
         yield found
 

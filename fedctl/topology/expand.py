@@ -1,6 +1,7 @@
 """The nodes that fed.yaml means: defaults merged in, and `count` written out.
 
-`{i}` counts from 0 in the name and in texts of `data`; a text that is nothing but `{i}` becomes the number itself.
+`{i}` counts from 0, and `{i+1}` from 1: in the name, in what says where a node is, and in texts of `data`, where one
+that is nothing else becomes the number itself.
 """
 
 import re
@@ -16,8 +17,9 @@ from fedctl.topology.schema import DefaultsSection, NodeSection
 from fedctl.topology.wording import quoted, shown
 
 MOST_NODES = 100_000
+COUNTED = ("name", "host", "user", "key", "jump", "python", "wheelhouse", "home")
 
-_INDEX = re.compile(r"\{i(?::(0?[1-9][0-9]?)d)?\}")
+_INDEX = re.compile(r"\{i(?:\+([1-9][0-9]{0,5}))?(?::(0?[1-9][0-9]?)d)?\}")
 
 
 def expand(specs: Sequence[NodeSection], defaults: DefaultsSection | None) -> tuple[Node, ...]:
@@ -43,8 +45,10 @@ def _nodes(spec: NodeSection, defaults: DefaultsSection | None) -> Iterator[Node
     if spec.count is None:
         yield Node(**fields)
         return
+    texts = {name: fields[name] for name in COUNTED if fields.get(name)}
     for i in range(spec.count):
-        yield Node(**{**fields, "name": _fill_text(spec.name, i), "data": _fill(fields["data"], i)})
+        filled = {name: _fill_text(text, i) for name, text in texts.items()}
+        yield Node(**{**fields, **filled, "data": _fill(fields["data"], i)})
 
 
 def _data(spec: NodeSection, defaults: DefaultsSection | None) -> dict[str, Any]:
@@ -53,10 +57,9 @@ def _data(spec: NodeSection, defaults: DefaultsSection | None) -> dict[str, Any]
 
 def _fill(value: Any, i: int) -> Any:
     match value:
-        case "{i}":
-            return i
         case str():
-            return _fill_text(value, i)
+            alone = _INDEX.fullmatch(value)
+            return _number(alone, i) if alone and not alone[2] else _fill_text(value, i)
         case list():
             return [_fill(item, i) for item in value]
         case dict():
@@ -66,7 +69,11 @@ def _fill(value: Any, i: int) -> Any:
 
 
 def _fill_text(text: str, i: int) -> str:
-    return _INDEX.sub(lambda match: format(i, f"{match[1] or ''}d"), text)
+    return _INDEX.sub(lambda match: format(_number(match, i), f"{match[2] or ''}d"), text)
+
+
+def _number(match: re.Match[str], i: int) -> int:
+    return i + int(match[1] or 0)
 
 
 def _spec_problems(spec: NodeSection, defaults: DefaultsSection | None, address: Address) -> Iterator[Problem]:

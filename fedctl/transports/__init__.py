@@ -3,6 +3,7 @@
 Nothing more is asked of one, so a new one is a small file here and a line in `Transports.to`.
 """
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -52,6 +53,7 @@ class Transports:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._client: Client | None = None
+        self._beginning = threading.Lock()
 
     def to(self, node: Node) -> Transport:
         """The way to that node; raises ConfigError where ~/.ssh/config or fed.yaml asks for what cannot be had."""
@@ -59,12 +61,12 @@ class Transports:
             from fedctl.transports.local import LocalTransport
 
             return LocalTransport()
-        from fedctl.transports.ssh import SshTransport, new_client  # paramiko is slow to import
+        from fedctl.transports.ssh import SshTransport, lookup, new_client  # paramiko is slow to import
         from fedctl.transports.sshconfig import resolve
 
-        if self._client is None:
-            self._client = new_client()
-        return SshTransport(self._client, resolve(node, self._folder))
+        with self._beginning:
+            self._client = self._client or new_client()
+        return SshTransport(self._client, resolve(node, self._folder, lookup=lookup))
 
     def close(self) -> None:
         """Close what the ways shared."""

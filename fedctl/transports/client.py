@@ -128,6 +128,7 @@ class Client:
         self.watch.close()
         for line in reversed([line for lines in self._lines.values() for line in lines]):
             line.close()
+        self.keyring.close()
 
     def _line(self, endpoint: Endpoint, number: int) -> Line:
         """The line of that number among those that live, made where there are fewer."""

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fedctl.errors import LoginError
 from fedctl.transports.sshconfig import Endpoint
@@ -20,6 +20,14 @@ TRIES = 3
 
 class Locked(Exception):
     """A key file that needs a passphrase, or another one."""
+
+
+class Agent(Protocol):
+    """An agent that holds keys, and signs with them for as long as the line to it is open."""
+
+    def get_keys(self) -> Sequence[Any]: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +49,23 @@ def ask_on_terminal(prompt: str) -> str | None:
 
 
 class Keyring:
-    """The keys of this process: `load` reads a file, `agent_keys` lists those of the agent behind a socket."""
+    """The keys of this process, in files and in agents.
+
+    `load` reads a key file with its passphrase, and with a certificate; it raises Locked, OSError or ValueError.
+    `open_agent` asks the agent behind a socket; it raises OSError where there is none.
+    """
 
     def __init__(
         self,
-        load: Callable[[Path, str | None], Any],
-        agent_keys: Callable[[str], Sequence[Any]],
+        load: Callable[[Path, str | None, Path | None], Any],
+        open_agent: Callable[[str], Agent],
         ask: Callable[[str], str | None] = ask_on_terminal,
     ) -> None:
         self._load = load
-        self._agent_keys = agent_keys
+        self._open_agent = open_agent
         self._ask = ask
         self._asking = threading.Lock()
+        self._agents: dict[str, Agent] = {}
         self._passphrases: dict[Path, str | None] = {}
 
     def unlock(self, endpoint: Endpoint) -> None:
@@ -66,7 +79,7 @@ class Keyring:
                 self._ask_for(path)
 
     def offers(self, endpoint: Endpoint) -> list[Offer]:
-        """The keys to offer, in order: the agent's, then the files', each once."""
+        """The keys to offer, in order: the agent's, then the files', each with its certificates before it alone."""
         files = self._files(endpoint)
         named = {_public(path) for path in files}
         offers = [
@@ -76,20 +89,34 @@ class Keyring:
         ]
         had = {offer.key.asbytes() for offer in offers}
         for path, key in files.items():
-            if key is not None and (key.asbytes() not in had or key.public_blob is not None):
+            if key is None:
+                continue
+            for certificate in (path.with_name(f"{path.name}-cert.pub"), *endpoint.certificate_files):
+                with contextlib.suppress(OSError, ValueError):  # none there, or one of another key
+                    offers.append(
+                        Offer(_short(certificate), self._load(path, self._passphrases.get(path), certificate))
+                    )
+            if key.asbytes() not in had:
                 offers.append(Offer(_short(path), key))
-        return offers
+        return [offer for offer in offers if not _is_weak(offer.key, endpoint.least_rsa_bits)]
 
     def locked(self, endpoint: Endpoint) -> list[str]:
         """The key files that could not be offered, because nobody unlocked them."""
         return [_short(path) for path, key in self._files(endpoint).items() if key is None]
+
+    def close(self) -> None:
+        """Leave the agents."""
+        with self._asking:
+            for agent in self._agents.values():
+                agent.close()
+            self._agents.clear()
 
     def _files(self, endpoint: Endpoint) -> dict[Path, Any]:
         """The endpoint's key files and their keys; None for one that is locked. What is no key file is passed over."""
         found: dict[Path, Any] = {}
         for path in endpoint.identity_files:
             try:
-                found[path] = self._load(path, self._passphrases.get(path))
+                found[path] = self._load(path, self._passphrases.get(path), None)
             except Locked:
                 found[path] = None
             except (OSError, ValueError):
@@ -97,7 +124,16 @@ class Keyring:
         return found
 
     def _of_agent(self, endpoint: Endpoint) -> Sequence[Any]:
-        return self._agent_keys(endpoint.agent) if endpoint.agent else ()
+        path = endpoint.agent
+        if path is None:
+            return ()
+        with self._asking:
+            if path not in self._agents:
+                try:
+                    self._agents[path] = self._open_agent(path)
+                except OSError:
+                    return ()
+            return self._agents[path].get_keys()
 
     def _ask_for(self, path: Path) -> None:
         with self._asking:
@@ -108,7 +144,7 @@ class Keyring:
                 if not (typed := self._ask(f"passphrase of {_short(path)}: ")):
                     return
                 with contextlib.suppress(Locked):
-                    self._load(path, typed)
+                    self._load(path, typed, None)
                     self._passphrases[path] = typed
                     return
 
@@ -131,6 +167,26 @@ def locked_out(endpoint: Endpoint, tried: Sequence[str], allowed: Sequence[str],
     if endpoint.user == "root":
         hint += "; a server with `PermitRootLogin no` never lets root in"
     return LoginError(f"{account}: refused ({offered})", hint=hint)
+
+
+def hung_up(endpoint: Endpoint, tried: Sequence[str]) -> LoginError:
+    """What to tell somebody whose server had enough of trying keys."""
+    return LoginError(
+        f"{endpoint.name} hung up after {len(tried)} keys were offered",
+        hint="name the right one with `key:` in fed.yaml, or IdentitiesOnly and IdentityFile in ~/.ssh/config",
+    )
+
+
+def wants_more(endpoint: Endpoint, wanted: Sequence[str]) -> LoginError:
+    """What to tell somebody whose key was right and not enough."""
+    return LoginError(
+        f"{endpoint.name} wants more than a key of {endpoint.user}: {', '.join(wanted)}",
+        hint="let its sshd take a key alone for this account (`AuthenticationMethods publickey`)",
+    )
+
+
+def _is_weak(key: Any, least_rsa_bits: int) -> bool:
+    return "rsa" in key.get_name() and key.get_bits() < least_rsa_bits
 
 
 def _public(path: Path) -> bytes | None:

@@ -11,7 +11,7 @@ import hmac
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -209,28 +209,34 @@ def _fields(blob: bytes) -> Iterator[bytes]:
 
 
 def _is_for(entry: Entry, name: str) -> bool:
-    if entry.names.startswith("|"):
-        return _is_hash_of(entry.names, name)
-    patterns = entry.names.lower().split(",")
-    if not set("*?!") & set(entry.names):
-        return name in patterns
-    is_named = False
-    for pattern in patterns:
-        if _pattern(pattern.removeprefix("!")).fullmatch(name):
-            if pattern.startswith("!"):
-                return False
-            is_named = True
-    return is_named
-
-
-def _is_hash_of(text: str, name: str) -> bool:
-    match text.split("|"):
-        case ["", "1", salt, digest]:
-            return hmac.digest(_decoded(salt), name.encode(), "sha1") == _decoded(digest)
-        case _:
-            return False
+    return _matcher(entry.names)(name)
 
 
 @cache
+def _matcher(names: str) -> Callable[[str], bool]:
+    """Whether a line's names mean a server: made once a line, as each node asks each line."""
+    if names.startswith("|"):
+        return _hash_matcher(names)
+    patterns = names.lower().split(",")
+    if not set("*?!") & set(names):
+        return frozenset(patterns).__contains__
+    refused = [_pattern(pattern[1:]) for pattern in patterns if pattern.startswith("!")]
+    wanted = [_pattern(pattern) for pattern in patterns if not pattern.startswith("!")]
+    return lambda name: _has(wanted, name) and not _has(refused, name)
+
+
+def _hash_matcher(text: str) -> Callable[[str], bool]:
+    match text.split("|"):
+        case ["", "1", salt, digest]:
+            key, wanted = _decoded(salt), _decoded(digest)
+            return lambda name: hmac.digest(key, name.encode(), "sha1") == wanted
+        case _:
+            return lambda _: False
+
+
+def _has(patterns: Sequence[re.Pattern[str]], name: str) -> bool:
+    return any(pattern.fullmatch(name) for pattern in patterns)
+
+
 def _pattern(text: str) -> re.Pattern[str]:
     return re.compile("".join({"*": ".*", "?": "."}.get(letter, re.escape(letter)) for letter in text), re.DOTALL)

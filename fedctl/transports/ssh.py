@@ -9,8 +9,9 @@ import logging
 import random
 import shlex
 import socket
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,17 +21,19 @@ import paramiko
 from paramiko.agent import AgentSSH
 from paramiko.common import cMSG_CHANNEL_REQUEST, cMSG_GLOBAL_REQUEST
 
-from fedctl.errors import ConfigError, LoginError, NodeError, Unreachable
+from fedctl.errors import ConfigError, NodeError, Unreachable
 from fedctl.transports import known_hosts, sockets
 from fedctl.transports.channel import ChannelProcess
 from fedctl.transports.client import Client, Refused
-from fedctl.transports.keyring import Keyring, Locked, locked_out
+from fedctl.transports.keyring import Keyring, Locked, hung_up, locked_out, wants_more
 from fedctl.transports.sshconfig import Endpoint
+from fedctl.transports.sshoptions import config_files
 
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
 """Fastest first; paramiko itself would put GCM last."""
 KEY_TYPES = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
 """The algorithms of a key that are not called as the key is."""
+PUBLIC_KEYS: Sequence[str] = paramiko.Transport._preferred_pubkeys  # type: ignore[attr-defined]  # noqa: SLF001
 REKEY = 2**35
 """Leave new keys to the server: paramiko's own, at 2**29 bytes, waits for itself when a channel closes meanwhile."""
 WINDOW, LONG_WINDOW = 2**21, 2**23
@@ -131,7 +134,8 @@ class Line:
         with self._client.place(endpoint).turn():
             ear = self._stream()
             with self._client.logins:
-                transport = paramiko.Transport(ear, default_window_size=WINDOW)  # type: ignore[arg-type]
+                refused = [kind for kind in PUBLIC_KEYS if kind not in (endpoint.key_algorithms or PUBLIC_KEYS)]
+                transport = paramiko.Transport(ear, WINDOW, disabled_algorithms={"pubkeys": refused})  # type: ignore[arg-type]
                 try:
                     _greet(transport, endpoint)
                     _log_in(transport, endpoint, self._client.keyring)
@@ -165,42 +169,57 @@ class SshTransport:
 
 def new_client() -> Client:
     """An SSH client without lines yet."""
-    return Client(Line, Keyring(load_key, agent_keys))
+    return Client(Line, Keyring(load_key, Agent))
 
 
-def load_key(path: Path, passphrase: str | None) -> paramiko.PKey:
-    """A private key, and the certificate beside it; raises Locked, OSError or ValueError."""
+def load_key(path: Path, passphrase: str | None, certificate: Path | None) -> paramiko.PKey:
+    """A private key, with that certificate; raises Locked, OSError or ValueError."""
     try:
-        return paramiko.PKey.from_path(path, passphrase.encode() if passphrase else None)  # type: ignore[arg-type]
+        key = paramiko.PKey.from_path(path, passphrase.encode() if passphrase else None)  # type: ignore[arg-type]
+        key.public_blob = None  # paramiko takes the certificate beside it by itself
+        if certificate is not None:
+            key.load_certificate(str(certificate.resolve(strict=True)))
     except (TypeError, paramiko.PasswordRequiredException) as error:
         raise Locked from error
     except (ValueError, paramiko.SSHException, paramiko.pkey.UnknownKeyType) as error:
         if passphrase:
             raise Locked from error
         raise ValueError(f"{path}: {error}") from error
+    return key
 
 
 class Agent(AgentSSH):
-    """The agent behind a socket; paramiko's own class knows only that of the environment."""
+    """The agent behind a socket, for any thread; paramiko's own class knows only that of the environment."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
+        self._speaking = threading.Lock()
         line = socket.socket(socket.AF_UNIX)
-        line.connect(path)
-        self._connect(line)  # type: ignore[attr-defined]
+        try:
+            line.connect(path)
+            self._connect(line)  # type: ignore[attr-defined]
+        except (OSError, paramiko.SSHException) as error:
+            line.close()
+            raise OSError(f"no agent at {path}: {error}") from error
+
+    def _send_message(self, message: Any) -> Any:
+        with self._speaking:
+            return super()._send_message(message)  # type: ignore[misc]
+
+    def close(self) -> None:
+        self._close()  # type: ignore[attr-defined]
 
 
-def agent_keys(path: str) -> Sequence[Any]:
-    """The keys of the agent behind a socket; none where there is no agent."""
+def lookup(host: str) -> Mapping[str, Any]:
+    """What ~/.ssh/config says of a host, as far as paramiko reads it; for where there is no `ssh` to ask."""
+    config = paramiko.SSHConfig()
     try:
-        return Agent(path).get_keys()
-    except (OSError, paramiko.SSHException):
-        return ()
-
-
-def lookup_in(config: Path, name: str) -> dict[str, Any]:
-    """What a configuration says of a name, as far as paramiko understands it; for where there is no `ssh` to ask."""
-    return dict(paramiko.SSHConfig.from_path(str(config)).lookup(name))
+        for file in config_files():
+            with file.open(encoding="utf-8", errors="replace") as lines:
+                config.parse(lines)
+        return config.lookup(host)
+    except paramiko.ConfigParseError as error:
+        raise ConfigError(f"~/.ssh/config: {error}", hint="try `ssh -G HOST` where OpenSSH is installed") from error
 
 
 @contextlib.contextmanager
@@ -237,13 +256,10 @@ def _greet(transport: paramiko.Transport, endpoint: Endpoint) -> None:
 
 def _allowed(endpoint: Endpoint, what: str, ours: Sequence[str], theirs: tuple[str, ...] | None) -> tuple[str, ...]:
     """What we can do of what the user allows."""
-    both = tuple(name for name in ours if theirs is None or name in theirs)
-    if not both:
-        raise ConfigError(
-            f"{endpoint.name}: none of the {what} that ~/.ssh/config allows is available: {', '.join(theirs or ())}",
-            hint=f"allow one of {', '.join(ours)}",
-        )
-    return both
+    if both := tuple(name for name in ours if theirs is None or name in theirs):
+        return both
+    message = f"{endpoint.name}: ~/.ssh/config allows no {what} that fedctl has"
+    raise ConfigError(message, hint=f"allow one of {', '.join(ours)}")
 
 
 def _log_in(transport: paramiko.Transport, endpoint: Endpoint, keyring: Keyring) -> None:
@@ -260,10 +276,7 @@ def _log_in(transport: paramiko.Transport, endpoint: Endpoint, keyring: Keyring)
             except paramiko.AuthenticationException:
                 continue
             if wanted:
-                raise LoginError(
-                    f"{endpoint.name} wants more than a key of {endpoint.user}: {', '.join(wanted)}",
-                    hint="let its sshd take a key alone for this account (`AuthenticationMethods publickey`)",
-                )
+                raise wants_more(endpoint, wanted)
             return
         transport.auth_none(endpoint.user)
     except paramiko.BadAuthenticationType as refusal:
@@ -271,10 +284,7 @@ def _log_in(transport: paramiko.Transport, endpoint: Endpoint, keyring: Keyring)
     except paramiko.SSHException as error:
         if len(tried) < 2 or transport.is_active():
             raise
-        raise LoginError(
-            f"{endpoint.name} hung up after {len(tried)} keys were offered",
-            hint="name the right one with `key:` in fed.yaml, or IdentitiesOnly and IdentityFile in ~/.ssh/config",
-        ) from error
+        raise hung_up(endpoint, tried) from error
     else:
         return
     raise locked_out(endpoint, tried, allowed, keyring.locked(endpoint))

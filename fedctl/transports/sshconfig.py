@@ -28,7 +28,7 @@ KNOWN_HOSTS = "known_hosts"
 
 _MOST_HOPS = 16
 _BATCH_INTERVAL_S = 300
-_NO_HOST = re.compile(r"^-|[\s\x00-\x1f\x7f'\"`$\\;&<>|(){},*?!#@]")
+_NO_HOST = re.compile(r"^-|[\s\x00-\x1f\x7f\ud800-\udfff'\"`$\\;&<>|(){},*?!#@]")
 _NO_USER = re.compile(r"^-|[\x00-\x1f\x7f'\"`;&<>|(){}$]|\s-|\\$")
 """What `ssh` refuses too, as it could be taken for an option or for a command, and what is no name in known_hosts."""
 

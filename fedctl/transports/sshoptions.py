@@ -19,7 +19,7 @@ from typing import Any
 from fedctl.errors import ConfigError
 
 Lookup = Callable[[str], Mapping[str, Any]]
-"""A reader of ~/.ssh/config and /etc/ssh/ssh_config for where there is no `ssh`: options by their lower-case names."""
+"""A reader of `config_files` for where there is no `ssh`: the options of a host by their lower-case names."""
 
 _INSTALL = "install the OpenSSH client, which reads all of it: `apt install openssh-client`"
 _ANSWER_S = 30
@@ -85,6 +85,7 @@ identityfile ~/.ssh/id_ecdsa
 identityfile ~/.ssh/id_ed25519
 userknownhostsfile ~/.ssh/known_hosts ~/.ssh/known_hosts2
 port 22
+requiredrsasize 1024
 """
 """As `ssh -F none -G` prints them, for where there is no `ssh`."""
 
@@ -151,6 +152,12 @@ def decided() -> frozenset[str]:
     return frozenset((*" ".join((HONOURED, *HARMLESS.values())).split(), *REFUSED, *REFUSED_AT_NODES))
 
 
+def config_files() -> tuple[Path, ...]:
+    """What ssh reads, as far as it exists: the general file counts only where $HOME is the account's home."""
+    config = Path.home() / ".ssh" / "config"
+    return (config, Path("/etc/ssh/ssh_config")) if str(Path.home()) == account_home() else (config,)
+
+
 def account_home() -> str | None:
     """Where `ssh` sees ~ , which is not always $HOME; None for an account that is not on record."""
     try:
@@ -165,19 +172,17 @@ def _choice(flag: str, value: str | int | None) -> tuple[str, ...]:
 
 def _files() -> tuple[str, ...]:
     """Make ssh read $HOME/.ssh/config, where it would look into the account's home on its own."""
-    if str(Path.home()) == account_home():
+    config, *general = config_files()
+    if general:
         return ()
-    config = Path("~/.ssh/config").expanduser()
-    if not config.exists():
-        return ("-F", "none")
     _refuse_includes(config, _RELATIVE_INCLUDE, "write the path of the Include in full: ssh would not look in $HOME")
-    return ("-F", str(config))
+    return ("-F", str(config) if config.exists() else "none")
 
 
 def _refuse_includes(config: Path, pattern: re.Pattern[str], hint: str) -> None:
     try:
         found = pattern.search(config.read_text(errors="replace"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
         raise ConfigError(f"{config} cannot be read: {error.strerror}") from None
@@ -217,7 +222,7 @@ def _parsed(text: str) -> Values:
 
 
 def _looked_up(host: str, user: str | None, port: int | None, jump: str | None, lookup: Lookup | None) -> Options:
-    for file in (Path("~/.ssh/config").expanduser(), Path("/etc/ssh/ssh_config")):
+    for file in config_files():
         _refuse_includes(file, _INCLUDE, _INSTALL)
     found = {
         name: tuple(value) if isinstance(value, list) else (str(value),)
@@ -230,6 +235,8 @@ def _looked_up(host: str, user: str | None, port: int | None, jump: str | None, 
             found.pop("proxycommand", None)
     if {"proxycommand", "proxyjump"} <= found.keys():
         raise ConfigError(f"{host} has both a ProxyJump and a ProxyCommand", hint=_INSTALL)
+    if (user or port) and "proxycommand" in found:  # it is already filled in, with the configuration's own
+        raise ConfigError(f"{host} has a ProxyCommand, and a user or port from elsewhere", hint=_INSTALL)
     for option in {"userknownhostsfile", "globalknownhostsfile"} & found.keys():
         found[option] = (" ".join(shlex.split(*found[option])),)
     for option in _LISTED:

@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import ClassVar, Protocol, Self
 
 from fedctl.events import Event
-from fedctl.records import Progress
 from fedctl.state import RunState
+from fedctl.telemetry import Telemetry
 
 
 class Sink(Protocol):
@@ -21,7 +21,7 @@ class Sink(Protocol):
 
     def event(self, event: Event, state: RunState) -> None: ...
 
-    def progress(self, progress: Progress) -> None: ...
+    def progress(self, progress: Telemetry) -> None: ...
 
     def close(self) -> None: ...
 

@@ -1,6 +1,7 @@
 """What `fedctl check` shows: how far it is, a line a node with a word for each group of findings, and every remedy."""
 
 import dataclasses
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -28,7 +29,10 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 MOST_LINES = 24
 """With more nodes than this, those of which the same may be said share a line."""
 MOST_NAMES = 3
+LEAST_WIDTH = 72
+"""On a narrower terminal a line names only what failed."""
 
+Item = TypeVar("Item")
 Said = TypeVar("Said")
 
 
@@ -44,18 +48,16 @@ def checked(found: "Checked", *, as_json: bool) -> None:
     if as_json:
         show_json({**dataclasses.asdict(found), "passed": found.passed})
         return
-    lines = {name: tuple(_cell(findings, names) for names in GROUPS.values()) for name, findings in found.nodes.items()}
-    rows = [[name, *cells] for name, cells in lines.items()]
-    if len(rows) > MOST_LINES:
-        rows = [[_named(names), *cells] for cells, names in _alike(lines.items())]
-    show_rows(["NODE", *GROUPS], rows)
+    _table({name: tuple(_cell(one, names) for names in GROUPS.values()) for name, one in found.nodes.items()})
     if found.code.passed:
         note(f"your code {found.code.value}")
     else:
-        _fail(["your code"], found.code)
-    for one, names in _alike(_each(found)):
-        if not one.passed:
-            _fail(names, one)
+        note(f"your code: {plain(found.code.value)}\n  {plain(found.code.remedy)}")
+    failures = [(name, one) for name, one in _each(found) if not one.passed]
+    for (what, remedy), alike in _alike(((name, one), (one.name, one.remedy)) for name, one in failures):
+        for value, names in _alike((name, one.value) for name, one in alike):
+            note(f"{_named(names)}: {what}: {plain(value)}")
+        note(f"  {plain(remedy)}")
     for said, names in _alike((name, one.note) for name, one in _each(found) if one.passed and one.note):
         note(f"{_named(names)}: {said}")
     failed = sum(1 for findings in found.nodes.values() if not all(one.passed for one in findings))
@@ -86,6 +88,21 @@ def ask(unknown: Sequence["Unknown"], *, yes: bool) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
+def _table(lines: Mapping[str, tuple[str, ...]]) -> None:
+    rows = list(lines.items())
+    if len(rows) > MOST_LINES:
+        rows = [(_named(names), cells) for cells, names in _alike(rows)]
+    if shutil.get_terminal_size().columns >= LEAST_WIDTH:
+        show_rows(["NODE", *GROUPS], [[name, *cells] for name, cells in rows], wrapped=0)
+        return
+    show_rows(["NODE", ""], [[name, _failed(cells)] for name, cells in rows], wrapped=0)
+
+
+def _failed(cells: Iterable[str]) -> str:
+    groups = [group.lower() for group, cell in zip(GROUPS, cells, strict=True) if cell == "failed"]
+    return f"failed: {', '.join(groups)}" if groups else "ok"
+
+
 def _cell(findings: Iterable["Finding"], names: tuple[str, ...]) -> str:
     """A group in a word: that it failed, or what its first finding found; nothing where it was not come to."""
     group = [one for one in findings if one.name in names]
@@ -99,17 +116,13 @@ def _each(found: "Checked") -> Iterable[tuple[str, "Finding"]]:
         yield from ((name, one) for one in findings)
 
 
-def _alike(pairs: Iterable[tuple[str, Said]]) -> Iterable[tuple[Said, list[str]]]:
-    """Names of which the same is said, together, in the order of the first ones."""
-    groups: dict[Said, list[str]] = {}
-    for name, said in pairs:
-        groups.setdefault(said, []).append(name)
+def _alike(pairs: Iterable[tuple[Item, Said]]) -> Iterable[tuple[Said, list[Item]]]:
+    """Those of which the same is said, together, in the order of the first ones."""
+    groups: dict[Said, list[Item]] = {}
+    for item, said in pairs:
+        groups.setdefault(said, []).append(item)
     return groups.items()
 
 
 def _named(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= MOST_NAMES else f"{names[0]} and {len(names) - 1} more"
-
-
-def _fail(names: Sequence[str], one: "Finding") -> None:
-    note(f"{_named(names)}: {one.name}: {plain(one.value)}\n  {plain(one.remedy) or 'no remedy is known'}")

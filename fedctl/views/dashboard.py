@@ -32,16 +32,21 @@ def dashboard(
     recent: Sequence[Event],
     now: datetime,
     *,
+    preparing: Mapping[str, str] | None = None,
     alive: bool = True,
     height: int | None = None,
 ) -> RenderableType:
-    """The run at `now` (UTC), in at most `height` lines; `progress` holds the newest sample of each task under way."""
+    """The run at `now` (UTC), in at most `height` lines.
+
+    `progress` holds the newest sample of each task under way, `preparing` by node what was said last as it is made
+    ready.
+    """
     moment = now if alive else state.last_at or now
     known = report(state, alive=alive)
     picture = _Picture(
         state=state,
         known=known,
-        rows=node_rows(state, known.nodes, progress if alive else {}, moment),
+        rows=node_rows(state, known.nodes, progress if alive else {}, moment, preparing or {}),
         recent=recent,
         moment=moment,
         height=_ENDLESS if height is None else height,

@@ -15,6 +15,7 @@ from rich.live import Live
 from fedctl.events import Event, ModelEvaluated, TaskFailed, UpdateReceived
 from fedctl.records import Progress
 from fedctl.state import RunState
+from fedctl.telemetry import Preparing, Telemetry
 from fedctl.views.dashboard import dashboard
 from fedctl.views.sentence import is_routine
 
@@ -43,6 +44,7 @@ class LiveSink:
         self._lock = threading.Lock()
         self._state = RunState()
         self._progress: dict[str, Progress] = {}
+        self._preparing: dict[str, str] = {}
         self._recent: deque[Event] = deque(maxlen=12)
         self._is_closed = False
         self._is_alive = True
@@ -63,9 +65,12 @@ class LiveSink:
             if not is_routine(event):
                 self._recent.append(event)
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, progress: Telemetry) -> None:
         with self._lock:
-            self._progress[str(progress.key)] = progress
+            if isinstance(progress, Preparing):
+                self._preparing[progress.node] = progress.text
+            else:
+                self._progress[str(progress.key)] = progress
 
     def close(self) -> None:
         """Draw the last picture, of a run that has ended, and give the terminal back; a second call does nothing."""
@@ -92,6 +97,7 @@ class LiveSink:
             return self._picture
         with self._lock:
             state, progress, recent = self._state, dict(self._progress), tuple(self._recent)
+            preparing = dict(self._preparing)
         if not state.run:
             return ""
         height = self._console.size.height - 1
@@ -100,6 +106,7 @@ class LiveSink:
             progress,
             recent,
             self._now(),
+            preparing=preparing,
             alive=self._is_alive,
             height=max(height, _TALLEST) if self._is_closed else height,
         )

@@ -21,6 +21,7 @@ _LOOKS: Mapping[Activity, tuple[str, str]] = {
     "evaluating": ("", "blue"),
     "alone": ("", "magenta"),
     "comparing": ("", "blue"),
+    "unreachable": ("○", "yellow"),
     "done": ("✓", "green"),
     "failed": ("✗", "red"),
     "lost": ("✗", "red"),
@@ -28,7 +29,7 @@ _LOOKS: Mapping[Activity, tuple[str, str]] = {
 """A sign and a colour for each activity; those without a sign of their own are busy and spin."""
 
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
-_RANKS: Mapping[Activity, int] = {"failed": 0, "lost": 0, "waiting": 2, "done": 3}
+_RANKS: Mapping[Activity, int] = {"failed": 0, "lost": 0, "unreachable": 0, "waiting": 2, "done": 3}
 _STATE_WIDTH = 10
 _LABEL_WIDTH = 4
 _BAR_WIDTH = 7
@@ -36,22 +37,31 @@ _BAR_WIDTH = 7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One node at one moment: where it stands, its telemetry, and the seconds it has spent on its task."""
+    """One node at one moment: where it stands, its telemetry, and the seconds it has spent on its task.
+
+    `preparing` is what was said last of how it is made ready.
+    """
 
     node: NodeStanding
     progress: Progress | None
     seconds: float | None
+    preparing: str = ""
 
 
 def node_rows(
-    state: RunState, standings: Sequence[NodeStanding], progress: Mapping[str, Progress], now: datetime
+    state: RunState,
+    standings: Sequence[NodeStanding],
+    progress: Mapping[str, Progress],
+    now: datetime,
+    preparing: Mapping[str, str],
 ) -> list[Row]:
     """All nodes as they are at a moment, in their own order; telemetry says more than the journal."""
     live: dict[str, list[Progress]] = {}
     for sample in progress.values():
         if _is_open(state, sample.key):
             live.setdefault(sample.key.node, []).append(sample)
-    return [_node_row(state, standing, live.get(standing.name, ()), now) for standing in standings]
+    rows = [_node_row(state, standing, live.get(standing.name, ()), now) for standing in standings]
+    return [replace(row, preparing=preparing.get(row.node.name, "")) for row in rows]
 
 
 def node_lines(
@@ -87,6 +97,8 @@ def _node_row(state: RunState, standing: NodeStanding, samples: Sequence[Progres
     if doing in ("done", "failed", "lost", "waiting"):
         return Row(node=standing, progress=None, seconds=None)
     since = node.since if task == node.task else None
+    if best and best.phase == "unreachable":
+        doing = "unreachable"
     return Row(
         node=replace(standing, state=doing, metrics={**standing.metrics, **(best.metrics if best else {})}),
         progress=best,
@@ -113,10 +125,11 @@ def _chosen(rows: Sequence[Row], height: int | None) -> tuple[list[Row], list[Ro
 
 def _columns(rows: Sequence[Row], metric: str, width: int) -> list[Column]:
     name = min(max((len(one.node.name) for one in rows), default=4), 12 if width < 80 else 16 if width < 120 else 28)
+    state = max((len(one.node.state) for one in rows), default=0)
     received = "↓ received" if width >= 100 else "↓ recv"
     columns = [
         Column(key="name", title="node", width=max(4, name), justify="left"),
-        Column(key="state", title="state", width=_STATE_WIDTH, justify="left"),
+        Column(key="state", title="state", width=max(_STATE_WIDTH, state), justify="left"),
         Column(key="bar", title="progress", width=_BAR_WIDTH + 1 + _LABEL_WIDTH, justify="left"),
         Column(key="loss", title="loss", width=6, priority=2),
         Column(key="metric", title=metric, width=max(6, min(len(metric), 16)), priority=1),
@@ -125,6 +138,9 @@ def _columns(rows: Sequence[Row], metric: str, width: int) -> list[Column]:
         Column(key="received", title=received, width=len(received), priority=4),
         Column(key="examples", title="examples", width=8, priority=5),
     ]
+    if any(one.node.accelerator for one in rows):
+        longest = max(len(one.node.accelerator) for one in rows)
+        columns.append(Column(key="accelerator", title="on", width=min(8, longest), justify="left", priority=3))
     if any(one.progress and one.progress.epochs > 1 for one in rows):
         columns.insert(3, Column(key="epoch", title="epoch", width=5, priority=6))
     if "loss" in metric:
@@ -145,9 +161,8 @@ def _line(one: Row, columns: Sequence[Column], metric: str, width: int, tick: fl
     if not sign:
         sign = "●" if tick is None else _SPINNER[int(tick * 10) % len(_SPINNER)]
     head = {"name": Text(one.node.name), "state": Text(one.node.state, style)}
-    if one.node.state in ("failed", "lost"):
-        start = Text.assemble((sign, style), " ", row(columns[:2], head), " " * GAP)
-        return cut(Text.assemble(start, (_error(one), style)), width)
+    if told := _told(one, style):
+        return cut(Text.assemble((sign, style), " ", row(columns[:2], head), " " * GAP, told), width)
     cells = {
         **head,
         "bar": _progress(one, next((c.width for c in columns if c.key == "bar"), 0), style),
@@ -158,13 +173,23 @@ def _line(one: Row, columns: Sequence[Column], metric: str, width: int, tick: fl
         "sent": Text(size(one.node.bytes.sent) if one.node.bytes.sent else ""),
         "received": Text(size(one.node.bytes.received) if one.node.bytes.received else ""),
         "examples": Text(f"{one.node.examples:,}" if one.node.examples else ""),
+        "accelerator": Text(plain(one.node.accelerator)),
     }
     return Text.assemble((sign, style), " ", row(columns, cells))
 
 
-def _error(one: Row) -> str:
+def _told(one: Row, style: str) -> Text:
+    """What takes the place of figures: why a node failed, or what was said last as it is made ready."""
     reason = plain(one.node.error or "no reason was given")
-    return f"attempt {one.node.attempt}: {reason}" if one.node.state == "failed" else reason
+    match one.node.state:
+        case "failed":
+            return Text(f"attempt {one.node.attempt}: {reason}", style)
+        case "lost":
+            return Text(reason, style)
+        case "preparing":
+            return Text(plain(one.preparing), "dim")
+        case _:
+            return Text()
 
 
 def _progress(one: Row, width: int, style: str) -> Text:
@@ -174,6 +199,8 @@ def _progress(one: Row, width: int, style: str) -> Text:
     sample = one.progress
     if sample is None:
         return Text()
+    if sample.phase == "unreachable":
+        return cut(Text("its work goes on there", "dim"), width)
     if sample.phase in ("waiting", "loading", "saving"):
         return Text(sample.phase, "dim")
     share = _share(sample)

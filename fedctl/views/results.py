@@ -11,6 +11,7 @@ from fedctl.events import Event
 from fedctl.records import Progress
 from fedctl.report import report
 from fedctl.state import RunState
+from fedctl.telemetry import Preparing, Telemetry
 from fedctl.views import open_sink
 from fedctl.views.show import note, show_json, show_pairs, show_rows, show_status, show_summary
 from fedctl.views.text import printable, size
@@ -67,11 +68,28 @@ def planned(plan: "DryRun", *, as_json: bool) -> None:
             ("a round", f"{size(plan.sent)} to the nodes, {size(plan.received)} back"),
             ("the run", f"{size((plan.sent + plan.received) * federation.rounds)} in all"),
             ("code", f"{plan.bundle_files} of your files, {size(plan.bundle_size)} with fedctl's node part"),
-            ("to install", "nothing: local nodes use this Python, or the one that `python:` names"),
+            *(("environment", line) for line in _environments(plan)),
         ],
         title=f"{federation.name}: what `fedctl launch` would do",
     )
     note("nothing was touched")
+
+
+def _environments(plan: "DryRun") -> Iterator[str]:
+    """Which Python each kind of node would train with, and what would be installed where it is not there yet."""
+    kinds: dict[str, list[str]] = {}
+    for node in plan.federation.nodes:
+        wanted = plan.environments.get(node.name)
+        if wanted is None:
+            said = "this Python"
+        elif node.python:
+            said = f"{node.python} as it is"
+        else:
+            lines = " ".join(wanted.needs()["environment"]["requirements"].split("\n")).strip()
+            said = f"made there unless it is there: {lines}{f', of {node.wheelhouse}' if node.wheelhouse else ''}"
+        kinds.setdefault(said, []).append(node.name)
+    for said, names in kinds.items():
+        yield f"{', '.join(names) if len(names) <= 3 else f'{names[0]} and {len(names) - 1} more'}: {said}"
 
 
 def launched(state: RunState, *, was_live: bool, as_json: bool) -> None:
@@ -98,13 +116,13 @@ def detached(going: "Detached", *, as_json: bool) -> None:
     state = going.state
     found = report(state, alive=not state.is_over)
     if as_json:
-        show_json({"run": state.run, "state": found.state, "reason": state.reason, "pid": going.pid, "log": str(going.log)})
+        facts = {"run": state.run, "state": found.state, "reason": state.reason}
+        show_json({**facts, "pid": going.pid, "log": str(going.log)})
     elif state.is_over:
         show_summary(dataclasses.replace(state, reason=None))
     else:
         note(f"run {state.run} is going, and needs this terminal no more")
-        note(f"watch it: fedctl status {state.run} --follow")
-        note(f"end it:   fedctl stop {state.run}")
+        note(f"next: `fedctl status {state.run} --follow` watches it, `fedctl stop {state.run}` ends it")
 
 
 def status(state: RunState, *, alive: bool, words: Path, as_json: bool) -> None:
@@ -114,22 +132,32 @@ def status(state: RunState, *, alive: bool, words: Path, as_json: bool) -> None:
         show_json(found.to_json())
         return
     show_status(found)
-    if found.state == "interrupted" and words.exists():
-        note(f"what its coordinator said last: tail {os.path.relpath(words)}")
+    if found.state == "interrupted":
+        _point_to(words)
 
 
-def followed(moments: Iterable[tuple[RunState, list[Event | Progress], bool]]) -> None:
-    """The dashboard of another process's run, until that is over."""
+def followed(moments: Iterable[tuple[RunState, list[Event | Telemetry], bool]], *, words: Path) -> None:
+    """The dashboard of another process's run, until that is over; Ctrl-C ends the watching alone."""
     state = RunState()
-    with open_sink(watching=True) as sink:
-        for state, news, _ in moments:
-            for item in news:
-                if isinstance(item, Progress):
-                    sink.progress(item)
-                else:
-                    sink.event(item, state)
+    try:
+        with open_sink(watching=True) as sink:
+            for state, news, _ in moments:
+                for item in news:
+                    if isinstance(item, Progress | Preparing):
+                        sink.progress(item)
+                    else:
+                        sink.event(item, state)
+    except KeyboardInterrupt:
+        note(f"left run {state.run} as it is; `fedctl status {state.run} --follow` comes back to it")
+        raise
     if not state.is_over:
         note(f"no coordinator works on this run; `fedctl launch --resume {state.run}` goes on with it")
+        _point_to(words)
+
+
+def _point_to(words: Path) -> None:
+    if words.exists():
+        note(f"what its coordinator said last: tail {os.path.relpath(words)}")
 
 
 def log(pieces: Iterator[str], *, as_json: bool) -> None:

@@ -60,15 +60,17 @@ def show_summary(state: RunState) -> None:
     show_status(report(state, alive=False))
 
 
-def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
-    """A table of words; the last column takes what is left of the line, and wraps."""
+def show_rows(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None, wrapped: int = -1
+) -> None:
+    """A table of words; the column at `wrapped` takes what the others leave of the line, and wraps."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left", header_style="dim")
     for index, column in enumerate(columns):
-        is_last = index == len(columns) - 1
-        table.add_column(Text(column), no_wrap=not is_last, overflow="fold" if is_last else "ellipsis")
+        wraps = index == wrapped % len(columns)
+        table.add_column(Text(column), no_wrap=not wraps, overflow="fold" if wraps else "ellipsis")
     for one in rows:
         table.add_row(*(Text(plain(cell), _WORDS.get(cell, "")) for cell in one))
     console = _console()

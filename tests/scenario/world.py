@@ -135,7 +135,7 @@ class FakeHost:
         self._node = node
         self._is_closed = False
 
-    def prepare(self) -> Mapping[str, Any]:
+    def prepare(self, told: Callable[[str], None] = lambda _: None) -> Mapping[str, Any]:
         self._reach()
         return {"cpus": 2}
 

@@ -83,7 +83,9 @@ class Story:
     def started(self, round: int, name: str, kind: Kind = "train", attempt: int = 1) -> None:
         self.tell(TaskStarted, after=0.3, task=TaskKey(round=round, node=name, kind=kind, attempt=attempt))
 
-    def trained(self, round: int, name: str, kind: Kind = "train", attempt: int = 1, after: float = 2.0) -> None:
+    def trained(
+        self, round: int, name: str, kind: Kind = "train", attempt: int = 1, after: float = 2.0, **more: Any
+    ) -> None:
         key = TaskKey(round=round, node=name, kind=kind, attempt=attempt)
         loss, traffic = 1.2 / (round + 1), Traffic(sent=SIZE, received=SIZE)
         self.tell(
@@ -95,6 +97,7 @@ class Story:
             metrics={"train_loss": loss},
             seconds=after + 9.4,
             bytes=traffic,
+            **more,
         )
 
     def failed(

@@ -11,8 +11,10 @@ import struct
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -76,15 +78,25 @@ class TestFrames:
             frames(struct.pack(">II", len(head), 0) + head)
 
 
+def end(blobs):
+    """As if the agent had ended: what it held is free."""
+    for upload in blobs.uploads.values():
+        upload.file.close()
+    blobs.uploads.clear()
+
+
 class TestBlobs:
     @pytest.fixture
     def blobs(self, tmp_path):
-        return Blobs(tmp_path / "blobs")
+        blobs = Blobs(tmp_path / "blobs")
+        yield blobs
+        end(blobs)
 
     @pytest.mark.parametrize("cut", [0, 1, 1000, len(DATA) - 1])
     def test_a_blob_goes_on_where_it_broke(self, blobs, cut):
         assert blobs.stat(DIGEST) == {"whole": False, "size": 0}
         assert blobs.put(DIGEST, len(DATA), 0, DATA[:cut]) == {"whole": False, "size": cut}
+        end(blobs)
         again = Blobs(blobs.folder)
         assert again.stat(DIGEST) == {"whole": False, "size": cut}
         assert again.put(DIGEST, len(DATA), cut, DATA[cut:]) == {"whole": True, "size": len(DATA)}
@@ -110,21 +122,39 @@ class TestBlobs:
             blobs.put(DIGEST, len(DATA), 0, DATA[:-1] + b"!")
         assert blobs.stat(DIGEST) == {"whole": False, "size": 0}
 
-    @pytest.mark.parametrize("poison", [b"poison", DATA + b"more"])
+    @pytest.mark.parametrize("poison", [b"poison", DATA[:-1] + b"!", b"!" * len(DATA) * 2])
     def test_a_poisoned_part_costs_one_refusal(self, blobs, poison):
         blobs.folder.mkdir()
         blobs.part(DIGEST).write_bytes(poison)
         have = min(blobs.stat(DIGEST)["size"], len(DATA))
-        with pytest.raises(Refused):
+        with pytest.raises(Refused, match="are not those of"):
             blobs.put(DIGEST, len(DATA), have, DATA[have:])
         assert blobs.put(DIGEST, len(DATA), 0, DATA)["whole"]
 
-    def test_two_senders_of_one_blob_do_not_cut_each_others_bytes_off(self, blobs):
-        blobs.put(DIGEST, len(DATA), 0, DATA[:5000])
-        blobs.put(DIGEST, len(DATA), 0, DATA[:100])
-        blobs.put(DIGEST, len(DATA), 5000, DATA[5000:])
-        blobs.put(DIGEST, len(DATA), 100, DATA[100:200])
+    def test_what_goes_back_is_written_again_from_there(self, blobs):
+        blobs.put(DIGEST, len(DATA), 0, DATA[:5000] + b"wrong")
+        blobs.put(DIGEST, len(DATA), 5000, DATA[5000:6000])
+        assert blobs.put(DIGEST, len(DATA), 6000, DATA[6000:]) == {"whole": True, "size": len(DATA)}
         assert blobs.path(DIGEST).read_bytes() == DATA
+
+    def test_two_agents_that_are_sent_one_blob_do_not_touch_each_others_bytes(self, blobs):
+        other = Blobs(blobs.folder)
+        blobs.put(DIGEST, len(DATA), 0, DATA[:5000])
+        assert other.stat(DIGEST) == {"whole": False, "size": 0}
+        other.put(DIGEST, len(DATA), 0, b"wrong" * 1000)
+        other.put(DIGEST, len(DATA), 5000, DATA[5000:6000])
+        assert blobs.put(DIGEST, len(DATA), 5000, DATA[5000:])["whole"]
+        assert other.put(DIGEST, len(DATA), 6000, DATA[6000:]) == {"whole": True, "size": len(DATA)}
+        assert blobs.path(DIGEST).read_bytes() == DATA
+        assert [path.name for path in blobs.folder.iterdir()] == [DIGEST]
+
+    def test_a_hash_is_made_as_bytes_come_and_not_again(self, blobs, monkeypatch):
+        read = []
+        monkeypatch.setattr(agent, "sha256", lambda file, size: read.append(size) or hashlib.sha256(DATA[:size]))
+        for offset in range(0, len(DATA), 1024):
+            blobs.put(DIGEST, len(DATA), offset, DATA[offset : offset + 1024])
+        assert blobs.stat(DIGEST)["whole"]
+        assert read == [0]
 
     @pytest.mark.parametrize("digest", ["", "../x", "AB" * 32, DIGEST + "\n", DIGEST[:-1], None, 5, [DIGEST]])
     def test_what_is_no_digest_is_refused(self, blobs, digest):
@@ -133,6 +163,111 @@ class TestBlobs:
                 call(digest)
         with pytest.raises(Refused):
             blobs.put(digest, 1, 0, b"x")
+
+
+class TestBlocks:
+    """A blob that comes in blocks, over several lines."""
+
+    DATA = os.urandom(2 * agent.BLOCK + 77)
+    SIZE = len(DATA)
+    DIGEST = hashlib.sha256(DATA).hexdigest()
+    ALL: ClassVar = {"whole": False, "size": 0, "missing": [[0, 3]]}
+
+    @pytest.fixture
+    def agents(self, tmp_path):
+        return [Blobs(tmp_path / "blobs") for _ in range(3)]
+
+    def block(self, number):
+        return number * agent.BLOCK, self.DATA[number * agent.BLOCK :][: agent.BLOCK]
+
+    def test_blocks_come_in_any_order_from_any_agent(self, agents):
+        assert agents[0].split(self.DIGEST, self.SIZE) == self.ALL
+        for blobs, number, missing in zip(agents, (2, 0, 1), ([[0, 2]], [[1, 2]], []), strict=True):
+            assert blobs.put_block(self.DIGEST, *self.block(number)) == {}
+            assert agents[0].split(self.DIGEST, self.SIZE) == {"whole": False, "size": 0, "missing": missing}
+        assert agents[1].seal(self.DIGEST) == {"whole": True, "size": self.SIZE}
+        assert agents[2].seal(self.DIGEST) == agents[0].split(self.DIGEST, 5) == {"whole": True, "size": self.SIZE}
+        assert agents[0].path(self.DIGEST).read_bytes() == self.DATA
+        assert [path.name for path in agents[0].folder.iterdir()] == [self.DIGEST]
+
+    def test_what_came_in_order_stays(self, agents):
+        agents[0].put(self.DIGEST, self.SIZE, 0, self.DATA[: agent.BLOCK + 5])
+        assert agents[0].split(self.DIGEST, self.SIZE)["missing"] == [[1, 3]]
+        for number in (1, 2):
+            agents[0].put_block(self.DIGEST, *self.block(number))
+        assert agents[0].seal(self.DIGEST)["whole"]
+
+    def test_what_another_agent_writes_in_order_is_left_to_it(self, agents):
+        agents[0].put(self.DIGEST, self.SIZE, 0, self.DATA[:-1])
+        assert agents[1].split(self.DIGEST, self.SIZE) == self.ALL
+        assert agents[0].put(self.DIGEST, self.SIZE, self.SIZE - 1, self.DATA[-1:])["whole"]
+        assert agents[1].seal(self.DIGEST)["whole"]
+
+    def test_nothing_is_sealed_with_a_gap(self, agents):
+        agents[0].split(self.DIGEST, self.SIZE)
+        agents[0].put_block(self.DIGEST, *self.block(1))
+        assert agents[0].seal(self.DIGEST)["missing"] == [[0, 1], [2, 3]]
+
+    def test_wrong_bytes_are_refused_and_forgotten(self, agents):
+        agents[0].split(self.DIGEST, self.SIZE)
+        agents[0].put_block(self.DIGEST, 0, b"!" * agent.BLOCK)
+        for number in (1, 2):
+            agents[0].put_block(self.DIGEST, *self.block(number))
+        with pytest.raises(Refused, match="are not those of"):
+            agents[0].seal(self.DIGEST)
+        assert not list(agents[0].folder.iterdir())
+        with pytest.raises(Refused, match="does not come in blocks"):
+            agents[0].put_block(self.DIGEST, *self.block(0))
+
+    def test_whoever_opened_the_file_before_it_was_sealed_writes_nothing_more(self, agents):
+        agents[0].split(self.DIGEST, self.SIZE)
+        for number in range(3):
+            agents[0].put_block(self.DIGEST, *self.block(number))
+        late = agents[1].path(self.DIGEST).with_suffix(".blocks").open("r+b", buffering=0)
+        agents[0].seal(self.DIGEST)
+        assert not agent.is_at(late, agents[1].path(self.DIGEST).with_suffix(".blocks"))
+        late.close()
+        with pytest.raises(Refused, match="does not come in blocks"):
+            agents[1].put_block(self.DIGEST, *self.block(0))
+
+    @pytest.mark.parametrize(
+        ("offset", "size"), [(0, 5), (1, agent.BLOCK), (2 * agent.BLOCK, 78), (3 * agent.BLOCK, 0), (-agent.BLOCK, 1)]
+    )
+    def test_what_is_no_block_is_refused(self, agents, offset, size):
+        agents[0].split(self.DIGEST, self.SIZE)
+        with pytest.raises(Refused, match="are not a block of"):
+            agents[0].put_block(self.DIGEST, offset, b"x" * size)
+        assert agents[0].split(self.DIGEST, self.SIZE) == self.ALL
+
+
+class TestLine:
+    @given(pieces=st.lists(st.binary(max_size=3000), max_size=8), sizes=st.lists(st.integers(0, 4000), max_size=12))
+    def test_what_is_written_is_read_in_the_sizes_that_are_asked_for(self, pieces, sizes):
+        source, sink = os.pipe()
+        whole = b"".join(pieces)
+        agent.write_all(sink, *pieces)
+        os.close(sink)
+        line, content = agent.Line(source), io.BytesIO(whole)
+        try:
+            for size in sizes:
+                assert bytes(line.read(size)) == content.read(size)
+        finally:
+            os.close(source)
+
+    def test_a_body_longer_than_a_pipe_arrives_whole_and_what_follows_shows(self):
+        source, sink = os.pipe()
+        bodies = [os.urandom(3 * 2**20 + 1), b"", os.urandom(7)]
+        whole = b"".join(encode_frame({"n": n}, body) for n, body in enumerate(bodies))
+        writer = threading.Thread(target=agent.write_all, args=(sink, whole))
+        writer.start()
+        line = agent.Line(source)
+        for n, body in enumerate(bodies):
+            header, came = read_frame(line.read)
+            assert (header, bytes(came)) == ({"n": n}, body)
+            writer.join(5 if n == 0 else 0)
+            assert bool(line.held) == (n < 2)
+        os.close(source)
+        os.close(sink)
 
 
 class TestRun:
@@ -548,7 +683,8 @@ class TestTheFile:
             timeout=60,
         )
         assert (done.returncode, done.stderr) == (0, b"")
-        pipe = io.BytesIO(done.stdout)
+        assert done.stdout.startswith(agent.GREETING)
+        pipe = io.BytesIO(done.stdout[len(agent.GREETING) :])
         answers = {header["re"]: header for header, _ in iter(lambda: read_frame(pipe.read), None)}
         assert answers[1]["python"].startswith(version)
         assert answers[2]["whole"]

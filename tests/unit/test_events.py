@@ -1,6 +1,7 @@
 import contextlib
 import json
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -32,7 +33,16 @@ EXAMPLES = [
     events.RoundOpened(at=AT, round=1, nodes=("a",)),
     events.TaskStarted(at=AT, task=KEY),
     events.TaskFailed(at=AT, task=KEY, reason="CUDA out of memory", retryable=True, detail="Traceback\n"),
-    events.UpdateReceived(at=AT, task=KEY, update=BLOB, examples=3, metrics={"loss": 0.25}, seconds=1.5, bytes=TRAFFIC),
+    events.UpdateReceived(
+        at=AT,
+        task=KEY,
+        update=BLOB,
+        examples=3,
+        metrics={"loss": 0.25},
+        seconds=1.5,
+        bytes=TRAFFIC,
+        accelerator="cuda:1",
+    ),
     events.ModelEvaluated(
         at=AT, task=KEY, scores={"global": Score(examples=2, metrics={"acc": 0.5})}, seconds=0.1, bytes=TRAFFIC
     ),
@@ -60,6 +70,13 @@ def test_a_line_is_as_the_documentation_shows_it():
         '{"at":"2026-11-21T23:50:07.123Z","event":"TaskFailed","task":"r0003/bob/a2",'
         '"reason":"CUDA out of memory","retryable":true,"detail":""}'
     )
+
+
+def test_an_update_of_a_journal_that_knew_no_accelerators_is_read():
+    event = next(event for event in EXAMPLES if isinstance(event, events.UpdateReceived))
+    line = json.loads(events.dump(event))
+    del line["accelerator"]
+    assert events.load(json.dumps(line)) == replace(event, accelerator="")
 
 
 def test_times_are_written_in_utc():

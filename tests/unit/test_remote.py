@@ -46,12 +46,13 @@ def test_what_is_not_installed_says_so(environment):
 
 
 def test_what_is_installed_runs(environment, tmp_path):
-    source = b"import sys; print(sys.argv[1:], sys.flags.isolated)"
+    source = b"import sys\ndef main(): print(__name__, sys.flags.isolated, 'site' in sys.modules)\n"
     digest = hashlib.sha256(source).hexdigest()
     assert run(remote.install_agent(sys.executable, digest), environment, source).returncode == 0
-    done = run(remote.serve_agent(sys.executable, digest), environment)
-    assert (done.returncode, done.stdout) == (0, b"['serve'] 1\n")
-    assert [path.name for path in (tmp_path / "a home").iterdir()] == [f"agent-{digest[:12]}.py"]
+    for _ in range(2):
+        done = run(remote.serve_agent(sys.executable, digest), environment)
+        assert (done.returncode, done.stdout) == (0, f"agent-{digest[:12]} 1 False\n".encode())
+    assert {path.name for path in (tmp_path / "a home").iterdir()} == {f"agent-{digest[:12]}.py", "__pycache__"}
 
 
 def test_what_arrives_damaged_is_not_installed(environment, tmp_path):
@@ -66,7 +67,7 @@ def test_what_arrives_damaged_is_not_installed(environment, tmp_path):
     [("", "a home"), ("~/below it", "user/below it"), ("~/it's $HOME", "user/it's $HOME"), ("{}/apart", "apart")],
 )
 def test_files_go_where_the_node_keeps_them(environment, tmp_path, asked, kept):
-    source = b"import os; print(os.environ['FEDCTL_HOME'])"
+    source = b"import os\ndef main(): print(os.environ['FEDCTL_HOME'])"
     digest, home = hashlib.sha256(source).hexdigest(), asked.format(tmp_path)
     environment["HOME"] = f"{tmp_path}/user"
     assert run(remote.install_agent(sys.executable, digest, home), environment, source).returncode == 0

@@ -201,6 +201,23 @@ def test_count_makes_nodes(read):
     }
 
 
+def test_the_index_says_where_a_node_is(read):
+    entry = (
+        '{name: "lab-{i}", count: 300, host: "node{i+1:03d}.example.org", user: "fed{i}", key: "~/.ssh/id-{i}",'
+        ' jump: "b{i}", home: "/scratch/{i:02d}", wheelhouse: "./wheels/{i}", data: {rack: "{i+5}", n: "{i+1}/{j+1}"}}'
+    )
+    plain = '{name: one, host: "node{i}"}'
+    nodes = read(with_nodes(entry, plain) + '\ndefaults: {python: "/opt/py{i}/bin/python"}').nodes
+    assert len(nodes) == 301
+    seventh = nodes[7]
+    assert (seventh.name, seventh.host, seventh.user) == ("lab-7", "node008.example.org", "fed7")
+    assert (seventh.key, seventh.jump, seventh.home) == ("~/.ssh/id-7", "b7", "/scratch/07")
+    assert (seventh.wheelhouse, seventh.python) == ("./wheels/7", "/opt/py7/bin/python")
+    assert seventh.data == {"rack": 12, "n": "8/{j+1}"}
+    assert nodes[299].host == "node300.example.org"
+    assert (nodes[300].host, nodes[300].python) == ("node{i}", "/opt/py{i}/bin/python")
+
+
 def test_the_index_works_in_the_data_of_defaults_and_only_under_a_count(read):
     nodes = read(
         with_nodes("{name: a}", '{name: "b{i}", count: 2}', "{name: c, count: null}")

@@ -11,10 +11,11 @@ from rich.console import Console
 
 from fedctl.errors import ConfigError
 from fedctl.events import EVENTS, RoundHeld, RunFailed
-from fedctl.records import TaskKey
+from fedctl.records import Progress, TaskKey
 from fedctl.report import report
 from fedctl.state import RunState, apply
-from fedctl.views import open_sink, show
+from fedctl.telemetry import Preparing
+from fedctl.views import open_sink, results, show
 from fedctl.views.canvas import bar, plot
 from fedctl.views.dashboard import dashboard
 from fedctl.views.lines import LinesSink
@@ -144,6 +145,38 @@ def test_a_task_that_does_not_train_yet_says_so(phase):
     story = mid_round()
     story.working(TaskKey(round=4, node="carol"), phase=phase)
     assert re.search(rf"carol +training +{phase}", drawn(story))
+
+
+def test_a_node_out_of_reach_says_so_until_its_task_is_heard_of_again():
+    story = mid_round()
+    story.working(TaskKey(round=4, node="carol"), phase="unreachable")
+    assert re.search(r"○ carol +unreachable +its work go", drawn(story))
+    assert "○ carol  unreachable" in drawn(story, 80, 9), "it is among the first that are shown"
+    story.working(TaskKey(round=4, node="carol"), step=20)
+    assert re.search(r"carol +training .* 50%", drawn(story))
+
+
+def test_a_node_that_is_made_ready_shows_what_was_said_last():
+    story = preparing()
+    said = {"carol": "Downloading torch-2.13.0-cp311 (187 MB)", "dave": "\x1b[2Junpacking", "alice": "of long ago"}
+    picture = dashboard(story.state, {}, [], story.now, preparing=said)
+    file = io.StringIO()
+    Console(file=file, width=90, no_color=True).print(picture)
+    text = file.getvalue()
+    assert re.search(r"carol +preparing +Downloading torch-2.13.0", text)
+    assert re.search(r"dave +preparing +unpacking", text)
+    assert "long ago" not in text, "alice is ready"
+    assert max(map(len, text.splitlines())) <= 90
+
+
+def test_what_a_node_trains_on_has_a_column_where_it_is_known():
+    story = mid_round()
+    assert " on" not in drawn(story, 120).splitlines()[3]
+    story.trained(4, "carol", accelerator="cuda:1")
+    lines = drawn(story, 120).splitlines()
+    assert lines[3].endswith("  on")
+    assert next(line for line in lines if "carol" in line).endswith("  cuda:1")
+    assert report(story.state, alive=True).to_json()["nodes"][2]["accelerator"] == "cuda:1"
 
 
 def test_steps_of_unknown_number_are_counted():
@@ -386,6 +419,56 @@ def test_a_watcher_that_leaves_does_not_call_the_run_interrupted():
         raise KeyboardInterrupt
     assert "running" in console.file.getvalue()
     assert "interrupted" not in console.file.getvalue()
+
+
+def test_a_watcher_that_leaves_says_that_the_run_goes_on(capsys, tmp_path):
+    def moments():
+        story = mid_round()
+        yield story.state, story.events[-1:], True
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        results.followed(moments(), words=tmp_path / "coordinator.log")
+    run = mid_round().state.run
+    assert capsys.readouterr().err == f"left run {run} as it is; `fedctl status {run} --follow` comes back to it\n"
+
+
+def test_lines_tell_once_that_a_node_is_out_of_reach_and_once_that_it_is_back():
+    stream, key, away = io.StringIO(), TaskKey(round=4, node="carol"), TaskKey(round=4, node="erin")
+    sink = LinesSink(stream)
+    for phase in ("training", "unreachable", "unreachable", "loading", "training"):
+        sink.progress(Progress(key=key, phase=phase))
+    sink.progress(Progress(key=away, phase="unreachable"))
+    story = mid_round()
+    story.trained(4, "erin")
+    sink.event(story.events[-1], story.state)
+    told = [line.partition(" ")[2] for line in stream.getvalue().splitlines()]
+    assert told[:4] == [
+        "carol is unreachable; what it does goes on there",
+        "carol is back",
+        "erin is unreachable; what it does goes on there",
+        "erin is back",
+    ]
+    assert told[4].startswith("round 4: erin sent its update")
+
+
+def test_lines_tell_now_and_then_how_a_node_is_made_ready():
+    stream, times = io.StringIO(), iter([0, 1, 11, 12, 13, 30])
+    sink = LinesSink(stream, clock=lambda: next(times))
+    for node, text in [
+        ("alice", "Collecting torch"),
+        ("alice", "too soon"),
+        ("alice", "Collecting torch"),
+        ("bob", "its own turn"),
+        ("alice", "\x1b[2JInstalling " + "x" * 500),
+        ("alice", "done"),
+    ]:
+        sink.progress(Preparing(node=node, text=text))
+    told = [line.partition(" ")[2] for line in stream.getvalue().splitlines()]
+    assert told[:2] == ["alice: Collecting torch", "bob: its own turn"]
+    assert told[2].startswith("alice: Installing xxx")
+    assert len(told[2]) <= 160
+    assert told[3:] == ["alice: done"]
 
 
 def test_before_anything_is_known_nothing_is_drawn():
