@@ -28,7 +28,10 @@ LONGEST_NOISE = 2**20
 NOISE_KEPT = 500
 
 Waiter = Callable[[], tuple[dict[str, Any], bytes]]
-"""Waits for an answer and its body; raises ConnectionLost, or NodeError with the agent's own refusal."""
+"""Waits for an answer and its body; raises ConnectionLost, or NodeError with the agent's own refusal.
+
+A body that a broken line cut off is as long as it came.
+"""
 Listener = Callable[[Mapping[str, Any]], None]
 LINE_LOST: Mapping[str, Any] = {"push": "line lost"}
 """What every listener hears last when the line breaks."""
@@ -197,6 +200,9 @@ class Connection:
             self._await_greeting()
             while frame := agent.read_frame(self._process.read):
                 self._hear(*frame)
+        except agent.CutOff as cut:
+            self._hear(cut.header, cut.body)  # every byte that came need not come again
+            self._break("the line to the agent broke")
         except Exception as error:  # whatever a node sends, those who wait must hear that the line broke
             self._break(f"the line to the agent broke: {error}")
         else:

@@ -129,13 +129,15 @@ class Host:
 
     def fetch_update(self, key: TaskKey, blob: Blob, target: Path) -> int:
         """Bring a task's update here, verified by its digest; returns the bytes that came."""
+
+        def attempt() -> None:
+            begin = partial(self._begin_read, self.connection(), key, "update.safetensors")
+            transfer.fetch(begin, blob, target)
+
         before = kept = transfer.kept(blob, target)
         while True:
             try:
-                self._lifeline.patiently(
-                    lambda: transfer.fetch(partial(self._begin_read, key, "update.safetensors"), blob, target),
-                    tries=RECONNECTS,
-                )
+                self._lifeline.patiently(attempt, tries=RECONNECTS)
             except ConnectionLost:  # a line that breaks time and again is a line while it brings something
                 if transfer.kept(blob, target) <= kept:
                     raise
@@ -148,7 +150,7 @@ class Host:
         log = b""
 
         def attempt() -> bytes:
-            return self._begin_read(key, "train.log", offset + len(log), PIECE)()[1]
+            return self._begin_read(self.connection(), key, "train.log", offset + len(log), PIECE)()[1]
 
         while piece := self._lifeline.patiently(attempt, tries=RECONNECTS):
             log += piece
@@ -168,10 +170,6 @@ class Host:
     def tasks(self) -> Mapping[str, Any]:
         """The run's tasks on this machine and their states."""
         return self._ask("list")
-
-    def probe(self, packages: Sequence[str]) -> Mapping[str, Any]:
-        """The version of Python and of packages in the environment that tasks would use."""
-        return self.connection().ask("probe", python=self._python, packages=list(packages))
 
     def stop(self) -> None:
         """End the run's worker and whatever it does."""
@@ -244,9 +242,9 @@ class Host:
         with self._locking:
             return self._sending.setdefault(name, threading.Lock())
 
-    def _begin_read(self, key: TaskKey, name: str, offset: int, limit: int) -> Waiter:
+    def _begin_read(self, connection: Connection, key: TaskKey, name: str, offset: int, limit: int) -> Waiter:
         request = {**self._run(), "key": str(key), "name": name, "offset": offset, "limit": limit}
-        return self.connection().begin("read", **request)
+        return connection.begin("read", **request)
 
     def _ask(self, op: str, **fields: Any) -> dict[str, Any]:
         return self.connection().ask(op, **self._run(), **fields)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from glob import escape
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -73,17 +74,22 @@ def fetch(begin: Callable[[int, int], Waiter], blob: Blob, target: Path) -> None
         asked = came = began
         waiting: deque[Waiter] = deque()
         while came < blob.size:
-            while asked < blob.size and len(waiting) < AHEAD:
-                limit = min(BLOCK, blob.size - asked)
-                waiting.append(begin(asked, limit))
-                asked += limit
+            with suppress(ConnectionLost):  # what had come before that is not lost
+                while asked < blob.size and len(waiting) < AHEAD:
+                    waiting.append(begin(asked, min(BLOCK, blob.size - asked)))
+                    asked += BLOCK
+            if not waiting:
+                raise ConnectionLost("the line broke")
             answer, piece = waiting.popleft()()
-            if len(piece) != min(BLOCK, blob.size - came) or answer.get("size") != blob.size:
+            limit = min(BLOCK, blob.size - came)
+            if answer.get("size") != blob.size or not 0 < len(piece) <= limit:
                 part.unlink()
                 raise NodeError(f"the node's file is not of the {blob.size} bytes that it announced")
             running.update(piece)
             write_all(file.fileno(), piece)
             came += len(piece)
+            if len(piece) < limit:
+                raise ConnectionLost("the line broke")
     if running.hexdigest() == blob.digest:
         part.rename(target)
         return
@@ -97,11 +103,8 @@ def _put_in_order(connection: Connection, blob: Blob, source: Path, offset: int)
     began = offset
     waiting: deque[Waiter] = deque()
     with source.open("rb", buffering=0) as file:
-        file.seek(offset)
         while True:
-            block = file.read(min(BLOCK, blob.size - offset))
-            if not block and offset < blob.size:
-                raise NodeError(f"{source} is shorter than it should be")
+            block = _block(file, blob, offset)
             waiting.append(connection.begin("put", block, digest=blob.digest, size=blob.size, offset=offset))
             offset += len(block)
             while len(waiting) >= AHEAD or (waiting and offset == blob.size):
@@ -129,11 +132,12 @@ def _put_blocks(connection: Connection, blob: Blob, source: Path, *, lines: int)
                         with suppress(IndexError):  # another line was faster
                             numbers.append(blocks.popleft())
                             offset = numbers[-1] * BLOCK
-                            block = os.pread(file.fileno(), min(BLOCK, blob.size - offset), offset)
+                            block = _block(file, blob, offset)
                             answers.append(line.begin("put", block, digest=blob.digest, offset=offset, block=True))
                             sent += len(block)
                     else:
-                        answers[0]()
+                        if answers[0]()[0].get("whole") is True:  # another coordinator was faster
+                            blocks.clear()
                         answers.popleft()
                         numbers.popleft()
         except ConnectionLost:
@@ -161,6 +165,13 @@ def _put_blocks(connection: Connection, blob: Blob, source: Path, *, lines: int)
     if connection.ask("seal", digest=blob.digest).get("whole") is not True:
         raise NodeError("the agent does not see that the blob is whole")
     return sent
+
+
+def _block(file: FileIO, blob: Blob, offset: int) -> bytes:
+    block = os.pread(file.fileno(), min(BLOCK, blob.size - offset), offset)
+    if len(block) < min(BLOCK, blob.size - offset):
+        raise NodeError(f"{file.name!s} is shorter than it should be")
+    return block
 
 
 def _stand(answer: Mapping[str, Any], blob: Blob) -> int | list[int] | None:

@@ -5,8 +5,8 @@ own bytes, and runs before any environment exists. It keeps blobs by their SHA-2
 puts tasks into the worker's folder, and pushes what it sees there (progress, results, losses) down the line.
 
 A frame is a JSON header and a raw body, each behind its length. The agent greets before its first one, so that what a
-login shell printed can be told apart. Requests carry `id` and `op`; the answer carries the same id as `re`. Pushes carry
-`push`. The agent ends when its stdin ends; whatever it started goes on.
+login shell printed can be told apart. Requests carry `id` and `op`; the answer carries the same id as `re`. Pushes
+carry `push`. The agent ends when its stdin ends; whatever it started goes on.
 
 A task waits in `queue/`; whoever works on it holds its `lock`, has put its process group into `pid` and has taken it
 out of the queue, in that order; `result.json` ends it. So at every instant a task is queued, held, done, or lost.
@@ -33,9 +33,12 @@ import sys
 import time
 from io import FileIO
 from pathlib import Path
-from typing import Any, Callable, Dict
 
-Header = Dict[str, Any]
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # slow to import
+    from typing import Any, Callable, Dict
+
+    Header = Dict[str, Any]
 
 PROTOCOL = 1
 GREETING = b"\0fedctl agent 1\n"
@@ -51,7 +54,7 @@ TICK_S = 0.01
 LIVENESS_S = 1.0
 END_S = 10.0
 PROBE_S = 30.0
-IMPORT_S = 100.0
+IMPORT_S = 85.0  # with PROBE_S before it still an answer that the coordinator waits for
 MOST_PATHS = 1000
 
 DIGEST = re.compile(r"[0-9a-f]{64}\Z")
@@ -74,6 +77,15 @@ class Refused(Exception):
     """A request that cannot be met; the text goes back to the coordinator."""
 
 
+class CutOff(ValueError):
+    """A frame whose body did not come to its end."""
+
+    def __init__(self, header: Header, body: bytes) -> None:
+        super().__init__("a frame was cut off")
+        self.header = header
+        self.body = body
+
+
 def encode_head(header: Header, size: int) -> bytes:
     """What comes before a frame's body of `size` bytes."""
     head = json.dumps(header, separators=(",", ":")).encode()
@@ -88,8 +100,8 @@ def encode_frame(header: Header, body: bytes = b"") -> bytes:
 def read_frame(read: Callable[[int], bytes]) -> tuple[Header, bytes] | None:
     """One (header, body) from `read(n)`, which returns exactly n bytes or fewer at the end; None at the end.
 
-    What `read` returns is not used after the next call. Raises ValueError for a frame that is too long, cut off or not
-    JSON.
+    What `read` returns is not used after the next call. Raises ValueError for a frame that is too long, not JSON or cut
+    off: CutOff in its body.
     """
     lengths = read(LENGTHS.size)
     if not lengths:
@@ -104,7 +116,7 @@ def read_frame(read: Callable[[int], bytes]) -> tuple[Header, bytes] | None:
         raise ValueError("a frame was cut off")
     header, body = parse(bytes(head)), read(body_size) if body_size else b""
     if len(body) < body_size:
-        raise ValueError("a frame was cut off")
+        raise CutOff(header, body)
     return header, body
 
 
@@ -117,6 +129,40 @@ def write_all(descriptor: int, *pieces: bytes) -> None:
             done -= len(views.pop(0))
         if done:
             views[0] = views[0][done:]
+
+
+class Slice:
+    """A part of a file, as a body that the system sends without passing it through this process."""
+
+    def __init__(self, path: Path, offset: int, limit: int) -> None:
+        self.file = path.open("rb", buffering=0)
+        self.whole = os.fstat(self.file.fileno()).st_size
+        self.offset = min(max(0, offset), self.whole)
+        self.size = min(max(0, limit), self.whole - self.offset)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __bytes__(self) -> bytes:
+        return os.pread(self.file.fileno(), self.size, self.offset)
+
+    def write_to(self, descriptor: int) -> None:
+        """Write it; raises OSError where the file became shorter, for what was announced can no longer come."""
+        with self.file:
+            done = 0
+            while done < self.size:
+                came = self.pass_on(descriptor, self.offset + done, self.size - done)
+                if not came:
+                    raise OSError(f"{self.file.name} became shorter")
+                done += came
+
+    def pass_on(self, descriptor: int, offset: int, size: int) -> int:
+        try:
+            return os.sendfile(descriptor, self.file.fileno(), offset, size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSOCK):
+                raise
+            return os.write(descriptor, os.pread(self.file.fileno(), size, offset))  # a system that cannot
 
 
 def parse(text: bytes) -> Header:
@@ -382,7 +428,10 @@ class Blobs:
 
     def put_block(self, digest: str, offset: int, body: bytes) -> Header:
         """Write one block of a blob that was split."""
-        with self.blocks(digest, fcntl.LOCK_SH) as file, self.path(digest).with_suffix(".here").open("r+b") as here:
+        blocks = self.blocks(digest, fcntl.LOCK_SH)
+        if blocks is None:
+            return self.stat_whole(digest)
+        with blocks as file, self.path(digest).with_suffix(".here").open("r+b") as here:
             size = os.fstat(file.fileno()).st_size
             if offset % BLOCK or not 0 <= offset < size or len(body) != min(BLOCK, size - offset):
                 raise Refused(f"{len(body)} bytes at {offset} are not a block of {size} bytes")
@@ -395,9 +444,10 @@ class Blobs:
     def seal(self, digest: str) -> Header:
         """Verify a blob whose blocks are all here, and give it its name."""
         path = self.path(digest)
-        if path.exists():
-            return self.stat(digest)
-        with self.blocks(digest, fcntl.LOCK_EX) as file:
+        blocks = self.blocks(digest, fcntl.LOCK_EX)
+        if blocks is None:
+            return self.stat_whole(digest)
+        with blocks as file:
             if self.missing(digest):
                 return self.stat(digest)
             is_right = sha256(file, os.fstat(file.fileno()).st_size).hexdigest() == digest
@@ -408,18 +458,25 @@ class Blobs:
             raise Refused(f"the bytes are not those of {digest[:12]}")
         return self.stat(digest)
 
-    def blocks(self, digest: str, lock: int) -> FileIO:
-        """The file of a blob that was split, locked: nobody writes to it once it is verified."""
+    def stat_whole(self, digest: str) -> Header:
+        """What there is to say of a blob that does not come in blocks: another agent may have sealed it."""
+        known = self.stat(digest)
+        if not known["whole"]:
+            raise Refused(f"{digest[:12]} does not come in blocks")
+        return known
+
+    def blocks(self, digest: str, lock: int) -> FileIO | None:
+        """The file of a blob that was split, locked: nobody writes to it once it is verified. None where it is gone."""
         path = self.path(digest).with_suffix(".blocks")
         try:
             file = path.open("r+b", buffering=0)
         except FileNotFoundError:
-            raise Refused(f"{digest[:12]} does not come in blocks") from None
+            return None
         fcntl.flock(file, lock)
-        if not is_at(file, path):
-            file.close()
-            raise Refused(f"{digest[:12]} does not come in blocks any more")
-        return file
+        if is_at(file, path):
+            return file
+        file.close()
+        return None
 
     def remove(self, digest: str) -> None:
         self.path(digest)
@@ -657,8 +714,8 @@ def discard(path: Path) -> None:
 class Environments:
     """The Python environments that were made here, each under the digest of what it was made from.
 
-    `env/<digest>/ready` marks a whole one. Whoever makes one holds `env/<digest>.lock`; its log, and the reason where it
-    failed, stand beside it.
+    `env/<digest>/ready` marks a whole one. Whoever makes one holds `env/<digest>.lock`; its log, and the reason where
+    it failed, stand beside it.
     """
 
     def __init__(self, home: Path) -> None:
@@ -755,8 +812,9 @@ class Environments:
 
 def which(program: str) -> str | None:
     """A program's path, also where a login shell would look and a bare command does not."""
-    places = (os.environ.get("PATH", os.defpath), "~/.local/bin", "~/.cargo/bin", "/usr/local/bin", "/opt/homebrew/bin")
-    return shutil.which(program, path=os.pathsep.join(os.path.expanduser(place) for place in places))
+    own = [str(Path.home() / place) for place in (".local/bin", ".cargo/bin")]
+    places = (os.environ.get("PATH", os.defpath), *own, "/usr/local/bin", "/opt/homebrew/bin")
+    return shutil.which(program, path=os.pathsep.join(places))
 
 
 def find_python(wanted: str, *, is_online: bool) -> Header:
@@ -820,7 +878,7 @@ class Making:
 class Agent:
     """Answers requests and watches the tasks that were started or adopted over this line."""
 
-    def __init__(self, home: Path, send: Callable[[Header, bytes], None]) -> None:
+    def __init__(self, home: Path, send: Callable[[Header, bytes | Slice], None]) -> None:
         self.home = home
         self.send = send
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -964,10 +1022,11 @@ class Agent:
         """A piece of a task's file; the name is one of a few, never a path."""
         if header["name"] not in READABLE:
             raise Refused(f"not a readable file: {header['name']!r}")
-        with (self.run(header).folder(header["key"]) / header["name"]).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(min(header["offset"], size))
-            return {"size": size, "body": file.read(max(0, min(header["limit"], LONGEST_BODY)))}
+        path = self.run(header).folder(header["key"]) / header["name"]
+        if path.name == "train.log" and path.parent.is_dir() and not path.exists():
+            return {"size": 0}  # the task is here and has said nothing yet
+        body = Slice(path, header["offset"], min(header["limit"], LONGEST_BODY))
+        return {"size": body.whole, "body": body}
 
     def do_release(self, header: Header) -> None:
         """The coordinator holds these tasks' updates now, and needs these models no more."""
@@ -1060,7 +1119,7 @@ class Agent:
     def do_accelerators(self, header: Header) -> Header:
         """What may train here, as nvidia-smi tells it; and, where that is in question, as torch sees it.
 
-        Torch takes seconds to import, so it is not asked on a machine without a sign of an accelerator, unless `wanted`.
+        Torch takes seconds to import, so it is not asked on a machine without any sign of one, unless it is `wanted`.
         """
         python = self.interpreter(header)
         answer: Header = {"gpus": []}
@@ -1082,18 +1141,18 @@ class Agent:
         return answer
 
     def interpreter(self, header: Header) -> str:
-        """The Python that a request means: of an environment that was made here, or one that is named; empty for none."""
+        """The Python that a request means: of an environment made here, or one that is named; empty for none."""
         if "environment" in header:
             return str(self.environments.python(header["environment"]))
         return str(header.get("python") or "")
 
     def do_look(self, header: Header) -> Header:
         """Whether each path is there and may be read; of what is in it nothing is told."""
-        paths = [os.path.expanduser(path) for path in header["paths"][:MOST_PATHS]]
-        return {"found": [{"exists": os.path.exists(path), "readable": os.access(path, os.R_OK)} for path in paths]}
+        paths = [Path(path).expanduser() for path in header["paths"][:MOST_PATHS]]
+        return {"found": [{"exists": os.access(path, os.F_OK), "readable": os.access(path, os.R_OK)} for path in paths]}
 
     def do_trial(self, header: Header) -> Header:
-        """Whether these modules of a bundle can be imported; `present` is false where it, or a Python, is not here yet."""
+        """Whether modules of a bundle can be imported; `present` is false where it, or a Python, is not here yet."""
         python = self.interpreter(header)
         bundle = self.home / "bundle" / self.blobs.path(header["bundle"]).name
         if not python or not bundle.is_dir():
@@ -1245,8 +1304,13 @@ def serve(home: Path) -> None:
         with contextlib.suppress(OSError):  # not a pipe, not Linux, or past what a user may have
             fcntl.fcntl(pipe, SET_PIPE_SIZE, PIPE)
 
-    def send(header: Header, body: bytes = b"") -> None:
-        write_all(sink, encode_head(header, len(body)), body)
+    def send(header: Header, body: bytes | Slice = b"") -> None:
+        head = encode_head(header, len(body))
+        if isinstance(body, Slice):
+            write_all(sink, head)
+            body.write_to(sink)
+        else:
+            write_all(sink, head, body)
 
     line = Line(source)
     agent = Agent(home, send)
@@ -1255,7 +1319,12 @@ def serve(home: Path) -> None:
     while True:
         rest_s = max(0.0, next_look - time.monotonic()) if agent.is_watching else None
         if line.held or select.select([source], [], [], rest_s)[0]:
-            frame = read_frame(line.read)
+            try:
+                frame = read_frame(line.read)
+            except CutOff as cut:
+                if cut.header.get("op") == "put":  # every byte that came need not come again
+                    agent.answer(cut.header, cut.body)
+                return
             if frame is None:
                 return
             agent.answer(*frame)

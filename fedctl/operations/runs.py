@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedctl import rundir, topology
-from fedctl.errors import FedctlError, StateError, UsageError
+from fedctl.errors import ConnectionLost, FedctlError, StateError, UsageError
 from fedctl.host import Host, Work
 from fedctl.hosts import Hosts
 from fedctl.journal import read
@@ -92,23 +92,32 @@ def log(run: RunDir, node: str, *, follow: bool = False, wait_s: float = 0.5) ->
 
 
 def _log(run: RunDir, host: Host, node: str, *, follow: bool, wait_s: float) -> Iterator[str]:
-    shown: dict[str, int] = {}
+    shown: dict[TaskKey, int] = {}
     while True:
-        state = fold(read(run.journal))
-        folders = _folders(host, node)
-        if not folders:
-            kept = run.log(node)
-            yield kept.read_text() if kept.exists() else f"node {node} has no log of run {run.name}\n"
-            return
-        for key in folders if shown else folders[-1:]:
-            text = host.read_log(key, shown.get(str(key), 0))
-            if text and str(key) not in shown:
-                yield f"==> {key} <==\n"
-            shown[str(key)] = shown.get(str(key), 0) + len(text)
-            yield text.decode(errors="replace")
-        if not follow or state.is_over or not run.is_alive():
-            return
+        goes_on = follow and run.is_alive() and not fold(read(run.journal)).is_over
+        try:
+            yield from _fresh(host, node, shown)
+        except ConnectionLost:  # what the node writes meanwhile is shown once it is back
+            if not (shown and goes_on):
+                raise
+        if not goes_on:
+            break
         time.sleep(wait_s)
+    if not shown:
+        kept = run.log(node)
+        yield kept.read_text() if kept.exists() else f"node {node} has no log of run {run.name}\n"
+
+
+def _fresh(host: Host, node: str, shown: dict[TaskKey, int]) -> Iterator[str]:
+    """What the node's tasks have written since, of the newest alone at first; `shown` counts their bytes."""
+    folders = _folders(host, node)
+    for key in folders if shown else folders[-1:]:
+        text = host.read_log(key, shown.get(key, 0))
+        if text and key not in shown:
+            yield f"==> {key} <==\n"
+        if text:
+            shown[key] = shown.get(key, 0) + len(text)
+            yield text.decode(errors="replace")
 
 
 def _folders(host: Host, node: str) -> list[TaskKey]:

@@ -1,6 +1,7 @@
 """What `provision` shows: a line a node while it goes on, and a table of what came of it."""
 
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _BORING = ("connecting", "ready")
 _NAMED = 3
+_LONGEST = 160
 
 
 class Progress(Protocol):
@@ -49,7 +51,7 @@ class LinesProgress:
 
     def told(self, nodes: str, line: str) -> None:
         if line not in _BORING:
-            sys.stderr.write(f"{nodes}: {plain(line)}\n")
+            sys.stderr.write(f"{nodes}: {textwrap.shorten(plain(line), _LONGEST, placeholder=' ...')}\n")
             sys.stderr.flush()
 
     def __enter__(self) -> Self:

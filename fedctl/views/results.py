@@ -85,8 +85,9 @@ def _environments(plan: "DryRun") -> Iterator[str]:
         elif node.python:
             said = f"{node.python} as it is"
         else:
-            lines = " ".join(wanted.needs()["environment"]["requirements"].split("\n")).strip()
-            said = f"made there unless it is there: {lines}{f', of {node.wheelhouse}' if node.wheelhouse else ''}"
+            lines = wanted.needs()["environment"]["requirements"].splitlines()
+            named = ", ".join(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+            said = f"made there unless it is there: {named}{f', of {node.wheelhouse}' if node.wheelhouse else ''}"
         kinds.setdefault(said, []).append(node.name)
     for said, names in kinds.items():
         yield f"{', '.join(names) if len(names) <= 3 else f'{names[0]} and {len(names) - 1} more'}: {said}"

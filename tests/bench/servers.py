@@ -110,3 +110,11 @@ def finished(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
     for process in processes:
         if status := process.wait(LONGEST_S):
             raise RuntimeError(f"`{' '.join(map(str, process.args))}` ended with status {status}")
+
+
+def on_servers(folder: Path) -> None:
+    """Put the nodes of a federation of the workshop on servers of their names, with this interpreter."""
+    file = folder / "fed.yaml"
+    text = file.read_text()
+    name = text.partition('name: "')[2].partition('"')[0]
+    file.write_text(text.replace("host: local", f'host: "{name}", python: {sys.executable}'))

@@ -47,7 +47,6 @@ IN_A_FOLDER = [
     (["--set", "rounds"], 2, "--set rounds", ""),
     (["--set", "rounds=on"], 3, "whole number", ""),
     (["--run", "../x"], 2, "'../x' cannot be the name of a run", ""),
-    (["--set", "nodes.alice.host=far.example.org"], 3, "far.example.org", "host: local"),
     (["--set", "strategy=fedavgg"], 3, "fedavgg", "did you mean `fedavg`"),
     (["--set", "strategy={name: fedavgm, lrr: 1}"], 3, "lrr", "did you mean `lr`"),
 ]

@@ -4,7 +4,9 @@ import hashlib
 import itertools
 import os
 import queue
+import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -78,10 +80,10 @@ def standing_in(tmp_path):
     """A stand-in that hears the hello, writes `said`, hears something more, writes `more` and does as `then` says."""
     made = []
 
-    def standing_in(said, more=b"", then="exec sleep 60", greeting=GREETING):
-        for name, content in (("said", greeting + said), ("more", more)):
+    def standing_in(said, more=b"", then="exec sleep 60", asked_more=0):
+        for name, content in (("said", GREETING + said), ("more", more)):
             (tmp_path / name).write_bytes(content)
-        asked = len(encode_frame({"id": 1, "op": "hello"}))
+        asked = len(encode_frame({"id": 1, "op": "hello"})) + asked_more
         code = f"head -c {asked} >{tmp_path}/asked; cat {tmp_path}/said; head -c 1 >{tmp_path}/asked;"
         made.append(Instead(tmp_path / "home", "sh", "-c", f"{code} cat {tmp_path}/more; {then}"))
         return made[-1]
@@ -324,11 +326,113 @@ def test_an_answer_of_the_wrong_shape_is_a_node_error(standing_in, stat):
     connection.close()
 
 
-@pytest.mark.parametrize(("status", "said"), [(0, ""), (1, "no python here")])
+# What a login may print, and where no agent comes
+
+
+class Shell(Recording):
+    """Runs what is asked for after, or instead of, something else."""
+
+    def __init__(self, home, script):
+        super().__init__(home)
+        self.script = script
+
+    def open(self, argv):
+        return super().open(("sh", "-c", self.script, "sh", *argv))
+
+
+@pytest.fixture
+def behind(tmp_path):
+    """A transport whose server runs a script; in it, `"$@"` is what was asked for."""
+    made = []
+
+    def behind(script):
+        made.append(Shell(tmp_path / "home", script))
+        return made[-1]
+
+    yield behind
+    for transport in made:
+        for _, process in transport.opened:
+            process.kill()
+
+
+def test_a_silent_login_makes_no_noise(connection):
+    assert connection.noise == ""
+
+
+@pytest.mark.parametrize(
+    ("printed", "noise"),
+    [
+        ("echo welcome to the lab; echo; echo have a nice day", "welcome to the lab\n\nhave a nice day"),
+        ("printf 'no line break'", "no line break"),
+        (r"printf '\033[1mbold\033[0m \000\001'", "\ufffd[1mbold\ufffd[0m \ufffd\ufffd"),
+        (r"printf '\000fedctl agent \000'", "\ufffdfedctl agent \ufffd"),
+        ("head -c 200000 /dev/zero | tr '\\0' x", "x" * 500),
+        ("echo careful >&2", ""),
+    ],
+)
+def test_what_a_login_prints_is_noise_and_breaks_nothing(behind, tmp_path, printed, noise):
+    connection = Connection.open(behind(f'{printed}; exec "$@"'), sys.executable)
+    assert connection.noise == noise
+    assert connection.ask("stat", digests=[])["blobs"] == {}
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        ("echo This account is not available; exit 1", "This account is not available"),
+        ("echo 1. mail; echo 2. news; exec cat >/dev/null", "1. mail"),
+        ("printf 'choose: '; exec cat >/dev/null", "choose:"),
+        ("exec yes garbage", "garbage"),
+    ],
+)
+def test_a_server_that_runs_something_else_is_told_from_a_node_without_python(behind, script, line):
+    with pytest.raises(NodeError, match=f"ran something else than fedctl's agent: {line}$") as caught:
+        Connection.open(behind(script), sys.executable, answer_s=1)
+    assert "`ForceCommand`" in caught.value.hint
+    assert "authorized_keys" in caught.value.hint
+
+
+def test_a_server_that_only_listens_is_given_up(behind):
+    with pytest.raises(ConnectionLost, match="has not answered `hello`"):
+        Connection.open(behind("exec cat >/dev/null"), sys.executable, answer_s=0.5)
+
+
+@pytest.mark.parametrize("python", ["/no/python", "no-such-python"])
+def test_a_python_that_is_missing_is_named_with_a_remedy(tmp_path, python):
+    with pytest.raises(NodeError, match=f"there is no `{python}` there") as caught:
+        Connection.open(LocalTransport(home=str(tmp_path / "home")), python)
+    assert "`python:`" in caught.value.hint
+
+
+def test_a_python_that_cannot_be_run_is_named(tmp_path):
+    (tmp_path / "python").write_text("no program")
+    with pytest.raises(NodeError, match="python` cannot be run there"):
+        Connection.open(LocalTransport(home=str(tmp_path / "home")), str(tmp_path / "python"))
+
+
+TOO_OLD = [str(place) for minor in (2, 3) for place in Path.home().glob(f".pyenv/versions/{minor}.*/bin/python")]
+TOO_OLD = [place for place in TOO_OLD if int(place.split("versions/")[1].split(".")[1]) < 8]
+
+
+@pytest.mark.parametrize("is_installed", [False, True])
+def test_a_python_that_is_too_old_is_named_with_its_version(tmp_path, transport, is_installed):
+    if is_installed:
+        Connection.open(transport, sys.executable).close()
+    old = tmp_path / "python"
+    old.write_text('#!/bin/sh\ntest "$1" = --version && echo Python 3.6.15 || { echo SyntaxError >&2; exit 1; }\n')
+    old.chmod(0o700)
+    for python in (str(old), *TOO_OLD):
+        with pytest.raises(NodeError, match=r"` there is Python (2|3\.[67])\.[0-9.]+, and fedctl needs 3\.8") as caught:
+            Connection.open(transport, python)
+        assert "`python:`" in caught.value.hint
+
+
+@pytest.mark.parametrize(("status", "said"), [(0, ""), (1, "no luck here")])
 def test_an_agent_that_ends_at_once_is_shown_with_its_last_words(tmp_path, status, said):
     transport = Instead(tmp_path, "sh", "-c", f"echo first >&2; echo {said!r} >&2; exit {status}")
     with pytest.raises(NodeError, match=f"the agent did not start: {said or 'first'}"):
-        Connection.open(transport, "python3")
+        Connection.open(transport, sys.executable)
 
 
 def test_a_home_that_cannot_be_made_is_shown_with_a_remedy(tmp_path):
@@ -338,9 +442,59 @@ def test_a_home_that_cannot_be_made_is_shown_with_a_remedy(tmp_path):
     assert "`home:`" in caught.value.hint
 
 
-def test_a_python_that_is_missing_is_named(tmp_path):
-    with pytest.raises(NodeError, match="/no/python"):
-        Connection.open(LocalTransport(home=str(tmp_path / "home")), "/no/python")
+def can_mount():
+    return subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], stderr=subprocess.DEVNULL)
+
+
+MOUNTS = [
+    ("mount -t tmpfs -o size=8k none", "no space left on device", "make room there"),
+    ("mount -t tmpfs -o ro none", "read-only file system", "let that account write there"),
+]
+
+
+@pytest.mark.parametrize(("mount", "reason", "remedy"), MOUNTS if can_mount().returncode == 0 else [])
+def test_a_home_that_is_full_or_read_only_is_shown_with_a_remedy(behind, tmp_path, mount, reason, remedy):
+    (tmp_path / "home").mkdir()
+    inside = f"{mount} {tmp_path}/home && exec \\"$@\\""
+    script = f'exec unshare -rm sh -c {shlex.quote(inside)} sh "$@"'
+    with pytest.raises(NodeError, match=f"fedctl cannot keep its files there: {reason}") as caught:
+        Connection.open(behind(script), sys.executable)
+    assert caught.value.hint.startswith(remedy)
+    assert "`home:`" in caught.value.hint
+
+
+def test_a_home_that_fills_up_is_shown_with_a_remedy(behind, tmp_path):
+    script = 'ulimit -f 4096; trap "" XFSZ; exec "$@"'  # a file over 2 or 4 MB is one too many
+    connection = Connection.open(behind(script), sys.executable)
+    blob, path = blob_of(tmp_path, os.urandom(6 * 2**20))
+    with pytest.raises(NodeError, match="too large"):
+        put(connection, blob, path)
+    assert connection.ask("stat", digests=[])["blobs"] == {}
+    connection.close()
+
+
+def test_needs_are_told_with_the_greeting_and_answered_with_it(standing_in):
+    has = {"bundle": True}
+    needs = {"bundle": "0" * 64}
+    asked = len(encode_frame({"id": 1, "op": "hello", "needs": needs})) - len(encode_frame({"id": 1, "op": "hello"}))
+    transport = standing_in(hello(has=has), asked_more=asked)
+    connection = Connection.open(transport, "python3", needs=needs)
+    assert connection.has == has
+    connection.close()
+
+
+def test_a_second_line_to_the_same_node_is_another_agent(connection, transport):
+    twin = connection.twin()
+    assert twin.facts["home"] == connection.facts["home"]
+    assert len({process._process.pid for _, process in transport.opened}) == len(transport.opened)
+    twin.close()
+    assert not connection.is_lost
+
+
+def test_a_small_exchange_is_timed_once(connection, monkeypatch):
+    assert 0 < connection.rtt_s() < 5
+    monkeypatch.setattr(connection, "ask", None)
+    assert connection.rtt_s() < 5
 
 
 def test_numbers_are_not_used_twice(connection):

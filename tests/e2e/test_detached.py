@@ -109,6 +109,19 @@ def test_one_that_dies_leaves_word_and_is_taken_up_by_another(place):
     place.wait_for(lambda _: not place.processes(), "dying", 20)
 
 
+def test_a_log_is_followed_through_a_line_that_breaks(place):
+    place.fedctl("launch", "--detach", "--run", "logged", "--set", "rounds=6")
+    following = place.start("logs", "alice", "--run", "logged", "--follow")
+    assert following.stdout
+    first = following.stdout.readline()
+    assert first.startswith("==> r000")
+    [agent] = Path(f"/proc/{following.pid}/task/{following.pid}/children").read_text().split()
+    os.kill(int(agent), signal.SIGKILL)
+    said, _ = following.communicate(timeout=120)
+    assert following.returncode == 0, said
+    assert "==> r0006/alice/a1 <==" in said
+
+
 @pytest.mark.parametrize("json_", [True, False])
 def test_code_that_cannot_be_used_comes_back_as_the_error_that_it_is(make_place, json_):
     place = make_place("blank")

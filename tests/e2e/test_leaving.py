@@ -1,5 +1,7 @@
 """`clean --nodes`: after it no process and no file of fedctl on the nodes, and nobody else's are touched."""
 
+import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -94,6 +96,29 @@ def test_a_folder_that_was_there_keeps_what_others_put_into_it(tmp_path, monkeyp
     assert {*stopped.values(), *removed.values()} == {None}
     assert sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()) == sorted(theirs)
     assert not (tmp_path / "own").exists(), "where all was fedctl's, the folder goes as well"
+
+
+def test_an_environment_that_is_being_made_is_ended_by_force_alone(tmp_path):
+    home = tmp_path / "home"
+    lock = home / "env" / f"{'ab' * 32}.lock"
+    lock.parent.mkdir(parents=True)
+    builder = subprocess.Popen(["flock", str(lock), "sleep", "99"], start_new_session=True)
+    lock.with_suffix(".pid").write_text(str(builder.pid))
+    hosts = a_federation(tmp_path, Node(name="a", home=str(home)))
+    try:
+        host = hosts.of("a")
+        with pytest.raises(FedctlError, match="an environment is being made there"):
+            host.stop_all([], force=False)
+        with pytest.raises(FedctlError, match="the making of an environment"):
+            host.remove_all()
+        assert builder.poll() is None
+        host.stop_all([], force=True)
+        assert builder.wait(timeout=10) == -signal.SIGKILL
+        host.remove_all()
+    finally:
+        builder.kill()
+        hosts.close()
+    assert not home.exists()
 
 
 def test_hosts_that_are_away_cost_one_wait_and_not_one_each(tmp_path, monkeypatch):

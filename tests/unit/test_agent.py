@@ -227,8 +227,8 @@ class TestBlocks:
         agents[0].seal(self.DIGEST)
         assert not agent.is_at(late, agents[1].path(self.DIGEST).with_suffix(".blocks"))
         late.close()
-        with pytest.raises(Refused, match="does not come in blocks"):
-            agents[1].put_block(self.DIGEST, *self.block(0))
+        assert agents[1].put_block(self.DIGEST, 0, b"!" * agent.BLOCK)["whole"]
+        assert agents[1].path(self.DIGEST).read_bytes() == self.DATA
 
     @pytest.mark.parametrize(
         ("offset", "size"), [(0, 5), (1, agent.BLOCK), (2 * agent.BLOCK, 78), (3 * agent.BLOCK, 0), (-agent.BLOCK, 1)]
@@ -268,6 +268,37 @@ class TestLine:
             assert bool(line.held) == (n < 2)
         os.close(source)
         os.close(sink)
+
+
+class TestSlice:
+    @pytest.fixture
+    def path(self, tmp_path):
+        (tmp_path / "file").write_bytes(DATA)
+        return tmp_path / "file"
+
+    @pytest.mark.parametrize(
+        ("offset", "limit"), [(0, 9**9), (100, 200), (len(DATA), 5), (10**30, 5), (-5, 5), (5, -5)]
+    )
+    def test_a_part_of_a_file_goes_down_a_pipe_or_into_whatever_else(self, path, tmp_path, offset, limit):
+        source, sink = os.pipe()
+        part = agent.Slice(path, offset, limit)
+        part.write_to(sink)
+        os.close(sink)
+        with os.fdopen(source, "rb") as pipe, (tmp_path / "append").open("ab") as file:
+            assert pipe.read() == DATA[max(0, offset) :][: max(0, limit)]
+            agent.Slice(path, offset, limit).write_to(file.fileno())  # sendfile refuses a file that is appended to
+        assert (tmp_path / "append").read_bytes() == DATA[max(0, offset) :][: max(0, limit)]
+        assert len(part) == part.size
+
+    def test_a_file_that_became_shorter_is_an_error_and_nothing_that_was_not_in_it_is_sent(self, path, tmp_path):
+        part = agent.Slice(path, 0, len(DATA))
+        os.truncate(path, 100)
+        source, sink = os.pipe()
+        with pytest.raises(OSError, match="shorter"):
+            part.write_to(sink)
+        os.close(sink)
+        with os.fdopen(source, "rb") as pipe:
+            assert pipe.read() == DATA[:100]
 
 
 class TestRun:
@@ -516,7 +547,9 @@ class TestAgent:
         run.accept(KEY, TASK)
         (run.folder(KEY) / "train.log").write_bytes(b"0123456789")
         assert served.ask("read", **RUN, key=KEY, name="train.log", offset=offset, limit=limit) == {"size": 10}
-        assert served.body == body
+        assert bytes(served.body) == body
+        assert len(served.body) == len(body)
+        served.body.file.close()
 
     def test_a_model_that_another_runs_task_waits_for_is_not_released(self, served):
         served.ask("put", DATA, digest=DIGEST, size=len(DATA), offset=0)
