@@ -95,9 +95,9 @@ class Connection:
             except ConnectionLost as lost:
                 if connection._is_greeted:
                     raise
-                process.close_stdin()
+                install.drain(process, answer_s)
                 if process.wait() == remote.ABSENT:
-                    install.install_agent(transport, python, home, digest, source, answer_s)
+                    install.send_agent(transport, python, home, digest, source, answer_s)
                 else:
                     raise install.explained(transport, python, process, connection.noise, lost, answer_s) from lost
             except NodeError:

@@ -58,8 +58,8 @@ class Node:
     """One participant.
 
     `home` is where fedctl keeps its files there (None: ~/.fedctl), `wheelhouse` a folder of wheels here for a node that
-    reaches no package index. `slots` bounds how many tasks its host runs at once (None: one a core), `threads` torch's own threads in a task (0:
-    torch's choice).
+    reaches no package index. `slots` bounds how many tasks its host runs at once (None: one a core), `threads` torch's
+    own threads in a task (0: torch's choice).
     """
 
     name: str

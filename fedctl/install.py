@@ -13,12 +13,12 @@ LOST = 255
 """The exit status of a command whose end was not heard."""
 
 
-def install_agent(transport: Transport, python: str, home: str, digest: str, source: bytes, answer_s: float) -> None:
+def send_agent(transport: Transport, python: str, home: str, digest: str, source: bytes, answer_s: float) -> None:
     """Send the agent's source there; raises NodeError."""
     process = transport.open(remote.install_agent(python, digest, home))
     with contextlib.suppress(OSError):  # the exit status and stderr say why
         process.write(source)
-    _drain(process, answer_s)
+    drain(process, answer_s)
     if process.wait():
         failure = ConnectionLost("the agent could not be installed")
         raise explained(transport, python, process, "", failure, answer_s)
@@ -32,13 +32,13 @@ def explained(
     error = remote.explain(python, status, noise, said)
     if error is None and said:
         trial = transport.open(remote.tell_version(python))
-        error = remote.judge_version(python, _drain(trial, answer_s) + trial.errors())
-    if error is None and (said or status != LOST):
+        error = remote.judge_version(python, drain(trial, answer_s) + trial.errors())
+    if error is None and (said or 0 <= status < LOST):
         error = NodeError(f"the agent did not start: {said.splitlines()[-1] if said else lost.message}")
     return error or lost
 
 
-def _drain(process: Process, answer_s: float) -> str:
+def drain(process: Process, answer_s: float) -> str:
     """The beginning of a command's output, which has that long to come to its end."""
     guard = threading.Timer(answer_s, process.kill)
     guard.daemon = True

@@ -83,9 +83,13 @@ class RunDir:
         return self.path / "logs" / f"{node}.log"
 
     def sweep(self) -> None:
-        """Remove what a killed coordinator left half-written; only for the holder of the lock."""
+        """Remove what a killed coordinator left half-written; only for the holder of the lock.
+
+        An update of the newest round that came in part goes on from there.
+        """
+        newest = max((self.path / "rounds").glob("*"), default=None)
         for path in self.path.rglob("*"):
-            if ".tmp-" in path.name or path.name.endswith(".part"):
+            if ".tmp-" in path.name or (path.name.endswith(".part") and newest not in path.parents):
                 path.unlink(missing_ok=True)
 
     def facts(self) -> dict[str, Any]:

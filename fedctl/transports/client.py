@@ -32,8 +32,8 @@ class Line(Protocol):
     def is_alive(self) -> bool: ...
 
     @property
-    def is_idle(self) -> bool:
-        """No command runs over it."""
+    def is_used(self) -> bool:
+        """A command has run over it."""
         ...
 
     def open_session(self, command: str) -> ChannelProcess:
@@ -94,7 +94,7 @@ class Client:
             try:
                 return line.open_session(command)
             except Refused as refusal:
-                if line.is_idle:
+                if not line.is_used:  # one whose command has ended may still count as taken, for a moment
                     raise NodeError(
                         f"{endpoint.name} opens no session: {refusal}",
                         hint="its sshd_config says `MaxSessions 0`, or the key is bound to forwarding alone",

@@ -55,7 +55,7 @@ class Line:
     def __init__(self, client: Client, endpoint: Endpoint) -> None:
         self._client = client
         self._endpoint = endpoint
-        self._sessions: list[paramiko.Channel] = []
+        self._is_used = False
         self._ear, self._transport = self._connect()
         self.bound_s = endpoint.alive_interval_s * endpoint.alive_count
         self._transport.packetizer.set_keepalive(endpoint.alive_interval_s, self._ask_for_a_sign)
@@ -69,10 +69,9 @@ class Line:
         return self._transport.is_active()
 
     @property
-    def is_idle(self) -> bool:
-        """No command runs over it."""
-        self._sessions = [channel for channel in self._sessions if not channel.closed]
-        return not self._sessions
+    def is_used(self) -> bool:
+        """A command has run over it."""
+        return self._is_used
 
     @property
     def silence_s(self) -> float:
@@ -82,8 +81,8 @@ class Line:
     def open_session(self, command: str) -> ChannelProcess:
         with _speaking_our_errors():
             channel = self._transport.open_session(window_size=self._window, timeout=OPEN_S)
+            self._is_used = True
             channel.exec_command(command)
-        self._sessions.append(channel)
         return ChannelProcess(channel, partial(self._kill, channel))
 
     def open_way(self, address: str, port: int) -> paramiko.Channel:

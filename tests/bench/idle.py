@@ -9,9 +9,10 @@ import subprocess
 import time
 from pathlib import Path
 
+from fedctl.events import RoundAggregated
 from tests.bed import processes
 from tests.bed.server import Server
-from tests.bench.digits import Workshop, node_name
+from tests.bench.digits import Workshop, journal, node_name
 from tests.bench.measure import FEDCTL, Row, shown
 from tests.bench.servers import environment, loopback, on_servers
 
@@ -29,8 +30,7 @@ def idle(workshop: Workshop) -> list[Row]:
             argv, cwd=folder, env=environment(bed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as launch:
             try:
-                journal = folder / "runs" / "bench" / "events.jsonl"
-                processes.wait_until(lambda: _rounds(journal) >= 2, "no round is over", seconds=120)
+                processes.wait_until(lambda: _rounds(folder) >= 2, "no round is over", seconds=120)
                 for pid in _pids(bed.nodes[SECOND], "fedctl.node.worker"):
                     os.kill(pid, signal.SIGSTOP)
                 time.sleep(SETTLED_S)
@@ -72,8 +72,11 @@ def idle(workshop: Workshop) -> list[Row]:
     ]
 
 
-def _rounds(journal: Path) -> int:
-    return journal.read_text().count('"round_aggregated"') if journal.exists() else 0
+def _rounds(folder: Path) -> int:
+    """How many are over."""
+    if not (folder / "runs" / "bench" / "events.jsonl").exists():
+        return 0
+    return sum(isinstance(event, RoundAggregated) for event in journal(folder))
 
 
 def _pids(server: Server, what: str) -> list[int]:

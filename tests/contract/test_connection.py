@@ -235,7 +235,8 @@ def test_when_the_line_is_closed_everyone_who_waits_hears_it(transport, connecti
 
 
 def test_an_agent_that_never_answers_is_a_lost_line_and_is_ended(transport):
-    connection = Connection.open(transport, sys.executable, answer_s=0.5)
+    connection = Connection.open(transport, sys.executable)
+    connection._answer_s = 0.5
     hold(transport)
     with pytest.raises(ConnectionLost, match=r"has not answered `hello` for 0\.5 s"):
         connection.ask("hello")
@@ -243,7 +244,8 @@ def test_an_agent_that_never_answers_is_a_lost_line_and_is_ended(transport):
 
 
 def test_an_agent_that_does_not_even_read_is_a_lost_line(transport, tmp_path):
-    connection = Connection.open(transport, sys.executable, answer_s=0.5)
+    connection = Connection.open(transport, sys.executable)
+    connection._answer_s = 0.5
     hold(transport)
     with pytest.raises(ConnectionLost):
         connection.ask("put", b"x" * 2**22, digest="0" * 64, size=2**23, offset=0)
@@ -381,8 +383,8 @@ def test_what_a_login_prints_is_noise_and_breaks_nothing(behind, tmp_path, print
     ("script", "line"),
     [
         ("echo This account is not available; exit 1", "This account is not available"),
-        ("echo 1. mail; echo 2. news; exec cat >/dev/null", "1. mail"),
-        ("printf 'choose: '; exec cat >/dev/null", "choose:"),
+        ("echo 1. mail; echo 2. news; exec sleep 60", "1. mail"),
+        ("printf 'choose: '; exec sleep 60", "choose:"),
         ("exec yes garbage", "garbage"),
     ],
 )
@@ -395,7 +397,7 @@ def test_a_server_that_runs_something_else_is_told_from_a_node_without_python(be
 
 def test_a_server_that_only_listens_is_given_up(behind):
     with pytest.raises(ConnectionLost, match="has not answered `hello`"):
-        Connection.open(behind("exec cat >/dev/null"), sys.executable, answer_s=0.5)
+        Connection.open(behind("exec sleep 60"), sys.executable, answer_s=0.5)
 
 
 @pytest.mark.parametrize("python", ["/no/python", "no-such-python"])
@@ -455,7 +457,7 @@ MOUNTS = [
 @pytest.mark.parametrize(("mount", "reason", "remedy"), MOUNTS if can_mount().returncode == 0 else [])
 def test_a_home_that_is_full_or_read_only_is_shown_with_a_remedy(behind, tmp_path, mount, reason, remedy):
     (tmp_path / "home").mkdir()
-    inside = f"{mount} {tmp_path}/home && exec \\"$@\\""
+    inside = f'{mount} {tmp_path}/home && exec "$@"'
     script = f'exec unshare -rm sh -c {shlex.quote(inside)} sh "$@"'
     with pytest.raises(NodeError, match=f"fedctl cannot keep its files there: {reason}") as caught:
         Connection.open(behind(script), sys.executable)

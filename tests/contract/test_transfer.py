@@ -86,7 +86,7 @@ def transport(tmp_path):
 
 @pytest.fixture
 def connect(transport):
-    return partial(Connection.open, transport, sys.executable, answer_s=20)
+    return partial(Connection.open, transport, sys.executable, answer_s=60)
 
 
 @pytest.fixture

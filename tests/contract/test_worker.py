@@ -23,6 +23,7 @@ from fedctl.connection import Connection
 from fedctl.errors import NodeError
 from fedctl.federation import Federation, Node, TaskSpec
 from fedctl.records import Blob, Progress, Result, Task, TaskKey
+from fedctl.transfer import put
 from fedctl.transports.local import LocalTransport
 
 STAND_IN = """
@@ -107,7 +108,7 @@ class Machine:
         self.lines = []
         self.line = self.connect()
         (home / "bundle.tar").write_bytes(content)
-        self.line.put(Blob(digest=self.digest, size=len(content)), home / "bundle.tar")
+        put(self.line, Blob(digest=self.digest, size=len(content)), home / "bundle.tar")
         self.line.ask("unpack", digest=self.digest)
 
     def connect(self):
@@ -223,9 +224,7 @@ def test_a_task_goes_from_start_to_result_and_its_process_stays_warm(either):
     either.start("r0002/a/a1")
     either.result("r0002/a/a1")
     assert len({pid for _, pid in either.begun()}) == 1
-    answer, log = either.line.begin(
-        "read", **either.run, key="r0002/a/a1", name="train.log", offset=0, limit=99
-    )()
+    answer, log = either.line.begin("read", **either.run, key="r0002/a/a1", name="train.log", offset=0, limit=99)()
     assert (answer["size"], log) == (19, b"this is r0002/a/a1\n")
     assert either.ask("list")["tasks"] == {"r0001-a-a1": "done", "r0002-a-a1": "done"}
 

@@ -48,7 +48,7 @@ def test_the_users_code_and_the_node_part_are_in_it(folder):
     found = members(bundle.pack(federation(folder)))
     assert found["project/model.py"] == MODEL.encode()
     assert {"project/lib/__init__.py", "fedctl/node/agent.py", "fedctl/records.py"} <= found.keys()
-    assert not {"fedctl/cli.py", "fedctl/connection.py"} & found.keys()
+    assert not {"fedctl/cli/__init__.py", "fedctl/connection.py"} & found.keys()
 
 
 @pytest.mark.parametrize(

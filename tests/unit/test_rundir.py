@@ -192,3 +192,19 @@ def test_a_copy_goes_to_another_file_system_too(tmp_path):
         assert (tmp_path / "target").read_bytes() == b"model"
     finally:
         source.unlink()
+
+
+def test_what_was_left_half_written_is_swept_but_for_updates_of_the_newest_round(tmp_path):
+    run = rundir.create(tmp_path, "one", configuration="name: x\n", bundle=b"tar", facts={"seed": 7})
+    for number in (1, 2):
+        for name in (".alice.safetensors.0123456789ab.part", "bob.safetensors", ".tmp-model"):
+            path = run.update(number, "alice").with_name(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    run.sweep()
+    left = {str(path.relative_to(run.path / "rounds")) for path in run.path.glob("rounds/*/updates/*")}
+    assert left == {
+        "0001/updates/bob.safetensors",
+        "0002/updates/bob.safetensors",
+        "0002/updates/.alice.safetensors.0123456789ab.part",
+    }
