@@ -269,8 +269,13 @@ class Coordinator:
 def raise_if_failed(state: RunState) -> None:
     """Raises RunError for a run that gave up."""
     if state.status == "failed":
+        look = "`fedctl check` says what each node needs; then " if _lost_all(state) else ""
         raise RunError(
             state.reason or "the run failed",
-            hint=f"`fedctl launch --resume {state.run}` tries again with the same code; "
+            hint=f"{look}`fedctl launch --resume {state.run}` tries again with the same code; "
             "changed code needs a new `fedctl launch`",
         )
+
+
+def _lost_all(state: RunState) -> bool:
+    return all(node.status == "lost" for node in state.nodes.values())

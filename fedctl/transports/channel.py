@@ -26,8 +26,13 @@ class ChannelProcess:
 
     def write(self, data: bytes) -> None:
         view = memoryview(data)
-        while view:  # by pieces that are packets: `sendall` copies the rest of its argument for each
-            view = view[self._channel.send(view[: self._piece]) :]
+        try:
+            while view:  # by pieces that are packets: `sendall` copies the rest of its argument for each
+                view = view[self._channel.send(view[: self._piece]) :]
+        except OSError:
+            raise
+        except Exception as error:  # paramiko's own, and EOFError where the line breaks at this moment
+            raise ConnectionResetError(str(error) or "the line is closed") from error
 
     def close_stdin(self) -> None:
         with contextlib.suppress(OSError, EOFError):

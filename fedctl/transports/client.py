@@ -82,6 +82,7 @@ class Client:
         self._places: dict[tuple[str, int, tuple[Endpoint, ...]], Place] = {}
         self._making: dict[Endpoint, threading.Lock] = {}
         self._lines: dict[Endpoint, list[Line]] = {}
+        self._asking: list[Line] = []
 
     def place(self, endpoint: Endpoint) -> Place:
         with self._lock:
@@ -91,10 +92,12 @@ class Client:
         """Start a command, on another line where the server wants no more of them on one (MaxSessions)."""
         for number in range(MOST_LINES):
             line = self._line(endpoint, number)
+            self._asking.append(line)
             try:
                 return line.open_session(command)
             except Refused as refusal:
-                if not line.is_used:  # one whose command has ended may still count as taken, for a moment
+                # A line whose command has just ended, or is about to begin, is taken; it is no line that takes none.
+                if self._asking.count(line) == 1 and not line.is_used:
                     raise NodeError(
                         f"{endpoint.name} opens no session: {refusal}",
                         hint="its sshd_config says `MaxSessions 0`, or the key is bound to forwarding alone",
@@ -102,6 +105,8 @@ class Client:
             except OSError as error:
                 line.close()
                 raise Unreachable(f"the line to {endpoint.name} broke: {error}") from error
+            finally:
+                self._asking.remove(line)
         raise NodeError(f"{endpoint.name} opens no more sessions", hint="raise MaxSessions in its sshd_config")
 
     def way(self, bastion: Endpoint, target: Endpoint) -> Any:

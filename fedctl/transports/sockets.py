@@ -18,6 +18,8 @@ from fedctl.transports.sshconfig import Endpoint
 
 FAMILIES = {"any": socket.AF_UNSPEC, "inet": socket.AF_INET, "inet6": socket.AF_INET6}
 TICK_S = 1.0
+AHEAD = 2**18
+"""Paramiko reads every packet in two; of these bytes there are several."""
 
 
 class Ear:
@@ -26,14 +28,17 @@ class Ear:
     def __init__(self, stream: Any, process: "subprocess.Popen[bytes] | None" = None) -> None:
         self._stream = stream
         self._process = process
+        self._ahead = memoryview(b"")
         self.heard_at = time.monotonic()
         self.settimeout = stream.settimeout
         self.send = stream.send
         self._closed = False  # paramiko looks at it
 
     def recv(self, size: int) -> bytes:
-        data: bytes = self._stream.recv(size)
-        self.heard_at = time.monotonic()
+        if not self._ahead:
+            self._ahead = memoryview(self._stream.recv(AHEAD))
+            self.heard_at = time.monotonic()
+        data, self._ahead = bytes(self._ahead[:size]), self._ahead[size:]
         return data
 
     def close(self) -> None:
@@ -65,7 +70,8 @@ def connect(endpoint: Endpoint) -> Ear:
             return Ear(line)
     raise Unreachable(
         f"{_where(endpoint)} does not answer: {_reason(error, endpoint)}",
-        hint=f"is the machine up, and port {endpoint.port} open from here? `ssh -v {endpoint.name}` shows the way",
+        hint=f"is the machine up, and port {endpoint.port} open from here? "
+        f"`ssh -v -p {endpoint.port} {endpoint.name}` shows the way",
         stage="network",
     ) from error
 
@@ -77,7 +83,7 @@ def _addresses(endpoint: Endpoint) -> Iterator[Any]:
         )
     except OSError as error:
         raise Unreachable(
-            f"the name {endpoint.address} is not known: {error.strerror or error}",
+            f"the name {endpoint.address} is not known: {(error.strerror or str(error)).lower()}",
             hint="correct `host:` in fed.yaml, or HostName in ~/.ssh/config",
             stage="name",
         ) from error

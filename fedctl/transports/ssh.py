@@ -79,15 +79,27 @@ class Line:
         return time.monotonic() - self._ear.heard_at
 
     def open_session(self, command: str) -> ChannelProcess:
-        with _speaking_our_errors():
+        with self._speaking_our_errors():
             channel = self._transport.open_session(window_size=self._window, timeout=OPEN_S)
             self._is_used = True
             channel.exec_command(command)
         return ChannelProcess(channel, partial(self._kill, channel))
 
     def open_way(self, address: str, port: int) -> paramiko.Channel:
-        with _speaking_our_errors():
+        with self._speaking_our_errors():
             return self._transport.open_channel("direct-tcpip", (address, port), ("127.0.0.1", 0), timeout=OPEN_S)
+
+    @contextlib.contextmanager
+    def _speaking_our_errors(self) -> Iterator[None]:
+        """Turn what paramiko says of a channel into Refused, and of a broken line into OSError."""
+        try:
+            yield
+        except paramiko.ChannelException as refusal:
+            raise Refused(refusal.text or str(refusal), is_forbidden=refusal.code == FORBIDDEN) from refusal
+        except (paramiko.SSHException, EOFError) as error:
+            if self.is_alive:  # of several refusals at a time paramiko tells one, and of a slow answer nothing
+                raise Refused(str(error), is_forbidden=False) from error
+            raise ConnectionError(str(error) or "no word came back") from error
 
     def _kill(self, channel: paramiko.Channel) -> None:
         """End a channel's command; OpenSSH hands the signal to the whole process group."""
@@ -219,17 +231,6 @@ def lookup(host: str) -> Mapping[str, Any]:
         return config.lookup(host)
     except paramiko.ConfigParseError as error:
         raise ConfigError(f"~/.ssh/config: {error}", hint="try `ssh -G HOST` where OpenSSH is installed") from error
-
-
-@contextlib.contextmanager
-def _speaking_our_errors() -> Iterator[None]:
-    """Turn what paramiko says of a channel into Refused, and of a broken line into OSError."""
-    try:
-        yield
-    except paramiko.ChannelException as refusal:
-        raise Refused(refusal.text or str(refusal), is_forbidden=refusal.code == FORBIDDEN) from refusal
-    except (paramiko.SSHException, EOFError) as error:
-        raise ConnectionError(str(error) or "no word came back") from error
 
 
 def _greet(transport: paramiko.Transport, endpoint: Endpoint) -> None:

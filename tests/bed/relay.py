@@ -189,9 +189,9 @@ class Way:
 
 def close(end: socket.socket, *, abort: bool) -> None:
     """Close so that whoever reads from it wakes; without `shutdown` a reader would hold it open."""
-    if abort:
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    with suppress(OSError):
+    with suppress(OSError):  # another thread may have closed it
+        if abort:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         end.shutdown(socket.SHUT_RD if abort else socket.SHUT_RDWR)  # the other half would send a FIN
     end.close()
 

@@ -334,10 +334,10 @@ def test_stopping_leaves_no_process(tmp_path, light):
     machine.start("r0001/d/a1")
     assert len(processes(machine.home)) >= 4
     machine.ask("stop")
-    left = [said for said in processes(machine.home).values() if b"serve" not in said]
+    left = [said for said in processes(machine.home).values() if b"agent-" not in said]
     assert left == []
     time.sleep(1.2)
-    assert not [said for said in processes(machine.home).values() if b"serve" not in said], "nothing was revived"
+    assert not [said for said in processes(machine.home).values() if b"agent-" not in said], "nothing was revived"
     machine.line.close()
     machine.line = machine.connect()
     assert machine.start("r0001/d/a1")["state"] == "adopted"
@@ -350,7 +350,7 @@ def test_stopping_leaves_no_process(tmp_path, light):
 def test_removing_leaves_no_process_and_no_file_of_the_run(machine):
     blob = Blob(digest=hashlib.sha256(b"model").hexdigest(), size=5)
     (machine.home / "model").write_bytes(b"model")
-    machine.line.put(blob, machine.home / "model")
+    put(machine.line, blob, machine.home / "model")
     task = Task(
         key=TaskKey.parse("r0001/a/a1"),
         seed=1,
@@ -364,7 +364,7 @@ def test_removing_leaves_no_process_and_no_file_of_the_run(machine):
     machine.start("r0001/a/a1", task=task.to_json())
     machine.progress("r0001/a/a1")
     machine.ask("remove", digests=[blob.digest])
-    assert not [said for said in processes(machine.home).values() if b"serve" not in said]
+    assert not [said for said in processes(machine.home).values() if b"agent-" not in said]
     for name in ("runs", "blobs", "bundle"):
         assert list((machine.home / name).iterdir()) == []
 
@@ -373,7 +373,7 @@ def test_a_worker_leaves_when_it_has_been_idle_and_another_comes_for_the_next_ta
     machine = Machine(tmp_path / "home", light, idle_s=0.2)
     machine.start("r0001/a/a1", seconds=1.5)
     machine.result("r0001/a/a1")
-    until(lambda: not [said for said in processes(machine.home).values() if b"serve" not in said])
+    until(lambda: not [said for said in processes(machine.home).values() if b"agent-" not in said])
     assert list(machine.ask("list")) == ["re", "tasks", "worker"]
     until(lambda: not machine.ask("list")["worker"])
     machine.start("r0002/a/a1")
@@ -450,7 +450,7 @@ def real(key, **fields):
 
 
 def give(machine, blob, source):
-    machine.line.put(blob, source)
+    put(machine.line, blob, source)
     return {"base": blob}
 
 

@@ -112,10 +112,14 @@ def test_the_budget_of_attempts_is_remembered(tmp_path):
 def test_what_another_process_left_half_written_is_swept(tmp_path):
     made = scene(tmp_path)
     assert made.dies(Killer(14))
-    folder = made.run.round(1) / "updates"
-    folder.mkdir(parents=True, exist_ok=True)
-    for half in ("model.safetensors.tmp-99", "updates/.bob.safetensors.part", "updates/.bob.safetensors.tmp-99"):
-        (made.run.round(1) / half).write_bytes(b"half")
+    for number, half in (
+        (1, "model.safetensors.tmp-99"),
+        (0, "updates/.bob.safetensors.0123456789ab.part"),
+        (1, "updates/.bob.safetensors.tmp-99"),
+    ):
+        path = made.run.round(number) / half
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
     (made.run.path / ".model.safetensors.tmp-99").write_bytes(b"half")
     assert_same_end(made, made.go())
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.bed import LoopbackBed
+from tests.bed import LoopbackBed, open_bed
 from tests.bed.processes import wait_until
 from tests.ssh.conftest import SshPlace
 from tests.ssh.gates import Gate, make_wait, result_of, worker_of
@@ -147,3 +147,56 @@ def test_no_process_is_left_on_a_node(storm):
 
 def test_whoever_watches_sees_that_the_node_is_away(storm):
     assert "unreachable" in file_of(storm.place, "metrics.jsonl").decode()
+
+
+# A reboot, and a network that is gone
+
+
+def done(events, kind: str) -> list[str]:
+    """The tasks that ended in events of that kind."""
+    return sorted(event["task"] for event in events if event["event"] == kind)
+
+
+@pytest.fixture(scope="module")
+def rebooted(make_place, tmp_path_factory):
+    """A run in whose only round alice is rebooted, and bob is cut off until he has trained to the end."""
+    with open_bed(tmp_path_factory.mktemp("rebooted") / "bed") as bed:
+        alice, bob = bed.add_all(["alice", "bob"])
+        bed.alias("bob", bob, ServerAliveInterval=1, ServerAliveCountMax=2, ConnectTimeout=2)
+        place = SshPlace(**vars(make_place("blank")), bed=bed)
+        make_wait(place)
+        place.put_on_bed("alice", "bob")
+        gates = [Gate(alice), Gate(bob)]
+        coordinator = place.start("launch", "--run", RUN, "--set", "rounds=1")
+        for gate in gates:
+            gate.await_training(1)
+        place.wait_for(lambda events: done(events, "ModelEvaluated") == ["r0000/alice/e1", "r0000/bob/e1"], RUN, 30)
+        worker = worker_of(alice, RUN)
+        bed.cut(bob)
+        alice.reboot()
+        assert alice.started() == []
+        gates[1].open(1)
+        wait_until(result_of(bob, RUN, "r0001/bob/a1").exists, "the training does not go on", 30)
+        gates[0].await_training(2)
+        assert worker_of(alice, RUN) != worker
+        bed.heal(bob)
+        gates[0].open(2)
+        said, _ = coordinator.communicate(timeout=60)
+        assert coordinator.returncode == 0, said
+        yield place
+
+
+def test_a_reboot_and_a_cut_change_no_bit_of_the_model(rebooted, calm):
+    assert file_of(rebooted, "model.safetensors") == file_of(calm, "rounds/0001/model.safetensors")
+
+
+def test_the_task_that_was_lost_was_made_again_and_no_other(rebooted):
+    events = rebooted.events(RUN)
+    assert done(events, "TaskFailed") == ["r0001/alice/a1"]
+    assert done(events, "UpdateReceived") == ["r0001/alice/a2", "r0001/bob/a1"]
+
+
+def test_the_node_that_was_cut_off_trained_once_and_was_reached_again(rebooted):
+    bob = rebooted.bed.nodes["bob"]
+    assert (bob.home / "begun").read_text().splitlines() == ["begun"]
+    assert bob.log.count("Accepted publickey") == 2

@@ -30,17 +30,11 @@ def place(make_place, tmp_path_factory):
         yield place
 
 
-def test_twenty_nodes_are_checked_at_once(place):
-    found = place.json("check")["nodes"]
-    assert list(found) == NAMES
-    assert all(one["passed"] for findings in found.values() for one in findings)
-
-
 def test_twenty_nodes_train_together(place):
     place.fedctl("launch", "--run", "r", "--set", "rounds=1")
     status = place.json("status", "r")
     assert status["state"] == "finished"
     assert sorted(status["history"][1]["contributors"]) == sorted(NAMES)
     for name in NAMES:
-        assert "Accepted publickey" in place.bed.nodes[name].log
+        assert place.bed.nodes[name].log.count("Accepted publickey") == 1
     assert place.left_on_nodes() == []
