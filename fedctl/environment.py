@@ -20,6 +20,7 @@ from fedctl.records import Blob, printable
 
 PACKAGES = ("torch", "pytorch-lightning", "lightning", "numpy", "safetensors")
 """What a task needs, one Lightning of the two being enough."""
+_RECENT = re.compile(r"3\.(1[0-9]|[2-9][0-9])(\.|$)|[4-9]\.")
 _LIGHTNINGS = ("pytorch-lightning", "lightning")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FILE_OPTIONS = re.compile(r"-[rce]|--(requirement|constraint|editable)\b")
@@ -109,6 +110,11 @@ def version_here(package: str) -> str | None:
         return metadata.version(package).partition("+")[0]
     except metadata.PackageNotFoundError:
         return None
+
+
+def is_recent(version: str) -> bool:
+    """Whether tasks can run in that Python: 3.10 or newer."""
+    return _RECENT.match(version) is not None
 
 
 def missing(packages: Mapping[str, Any]) -> list[str]:

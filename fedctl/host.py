@@ -207,8 +207,9 @@ class Host:
         try:
             answer = connection.ask("start", **self._run(), key=key, task=task.to_json(), worker=self._worker())
             if "missing" in answer:
-                self._sent -= {(connection, digest) for digest in answer["missing"]}
-                if not set(answer["missing"]) <= {blob.digest for blob in task.models.values()}:
+                missing = set(map(str, answer["missing"])) if isinstance(answer["missing"], list) else set()
+                self._sent -= {(connection, digest) for digest in missing}
+                if not missing <= {blob.digest for blob in task.models.values()}:
                     self._preparation.forget()
                 raise ConnectionLost("what the task needs is no longer on the node")
             started()

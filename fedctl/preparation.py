@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from fedctl import transfer
 from fedctl.connection import LINE_LOST, Connection
-from fedctl.environment import Environment, Given, differences, missing, version_here
+from fedctl.environment import Environment, Given, differences, is_recent, missing, version_here
 from fedctl.errors import ConnectionLost, InstallError, NodeError
 from fedctl.records import Blob, printable
 
@@ -189,8 +189,7 @@ def _judge(python: str, stand: Mapping[str, Any]) -> tuple[str, ...]:
             pass
         case _:
             raise NodeError("the agent does not say what that Python holds")
-    numbers = version.split(".")[:2]
-    if not all(number.isdigit() for number in numbers) or tuple(map(int, numbers)) < (3, 10):
+    if not is_recent(version):
         raise NodeError(
             f"{python} is Python {printable(version)}; tasks need 3.10 or newer",
             hint="name a newer one in `python:`, or leave it out to have an environment made",

@@ -26,6 +26,7 @@ import typer.main
 from fedctl import errors
 from fedctl.cli import app
 from fedctl.operations.launch import Interrupted
+from fedctl.transports import sshoptions
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -135,6 +136,28 @@ def defined(node: ast.stmt) -> set[str]:
             return {name}
         case _:
             return set()
+
+
+def test_every_option_of_ssh_is_where_it_belongs():
+    """docs/ssh.md has the three tables of `fedctl/transports/sshoptions.py`."""
+    text = section("docs/ssh.md", "## Which options of ~/.ssh/config count").split("**Honoured:**")[1]
+    honoured, _, rest = text.partition("**Without effect**")
+    harmless, _, refused = rest.partition("**Refused by name**")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", refused, re.MULTILINE))
+    assert re.findall(r"`(\w+)`", honoured) == sshoptions.HONOURED.split()
+    assert re.findall(r"`([A-Z]\w+)`", harmless) == " ".join(sshoptions.HARMLESS.values()).split()
+    assert rows == {name: hint for name, (_, hint) in {**sshoptions.REFUSED, **sshoptions.REFUSED_AT_NODES}.items()}
+
+
+def test_the_messages_of_the_troubleshooting_are_those_of_fedctl():
+    trees = [ast.parse(path.read_text()) for path in sorted((ROOT / "fedctl").rglob("*.py"))]
+    texts = [node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    said = "\n".join(text for text in texts if isinstance(text, str))
+    messages = re.findall(r"^\| `(.+?)` \|", section("docs/ssh.md", "## Troubleshooting"), re.MULTILINE)
+    assert len(messages) > 20
+    for message in messages:
+        for part in message.split("…"):
+            assert part.strip() in said, message
 
 
 def test_the_example_is_pointed_at():

@@ -65,7 +65,7 @@ MADE = {
     "runs": re.compile(r"\..+\.[0-9a-f]{12}\Z"),
     "blobs": re.compile(r"\.?[0-9a-f]{64}(\..*)?\Z"),
     "bundle": re.compile(r"\.?[0-9a-f]{64}(\..*)?\Z"),
-    "env": re.compile(r"(\.?[0-9a-f]{64}(\..*)?|python)\Z"),
+    "env": re.compile(r"\.?([0-9a-f]{64}|python)(\..*)?\Z"),
     "__pycache__": re.compile(r"agent-[0-9a-f]{12}\..+"),
     "": re.compile(r"(agent-[0-9a-f]{12}\.py(\.tmp-[0-9]+)?|blobs\.lock)\Z"),
 }
@@ -702,13 +702,19 @@ def remove(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file or a folder that another agent may be removing too."""
-    while os.path.lexists(path):
+    """Remove a file or a folder that another agent may be removing too.
+
+    A folder first gets a name that counts for nothing, so that half of it is never taken for the whole.
+    """
+    if not path.is_dir() or path.is_symlink():
+        remove(path)
+        return
+    gone = path if path.name.startswith(".") else beside(path)
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(gone)
+    while gone.is_dir():
         with contextlib.suppress(FileNotFoundError):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            shutil.rmtree(gone)
 
 
 class Environments:
@@ -766,7 +772,8 @@ class Environments:
                 "wheels": {name: str(blobs.path(digest)) for name, digest in needs["wheels"].items()},
                 "uv": which("uv"),
             }
-            remove(base.with_suffix(".failed"))
+            for old in (".failed", ".pid"):  # that number may be a stranger's by now
+                remove(base.with_suffix(old))
             write_whole(base.with_suffix(".json"), json.dumps(spec).encode(), durable=False)
             builder = bundle / "fedctl" / "node" / "environment.py"
             with base.with_suffix(".log").open("wb") as log:
@@ -845,14 +852,11 @@ def runs_as(version: str) -> str | None:
     code = "import sys; sys.exit('{}.{}'.format(*sys.version_info) != sys.argv[1])"
     if not path:
         return None
-    quiet = subprocess.DEVNULL
     try:
-        done = subprocess.run(
-            [path, "-c", code, version], stdin=quiet, stdout=quiet, stderr=quiet, timeout=30, check=False
-        )
-    except (OSError, subprocess.SubprocessError):
+        output_of([path, "-c", code, version], PROBE_S)
+    except OSError:
         return None
-    return None if done.returncode else path
+    return path
 
 
 class Watch:
@@ -1063,7 +1067,7 @@ class Agent:
         run = self.runs.pop(header["identity"])
         digests = run.digests() | {digest for digest in header["digests"] if DIGEST.match(digest)}
         bundle = run.bundle()
-        shutil.rmtree(run.path)
+        discard(run.path)
         for other in self.others(run):
             digests -= other.digests()
             if other.bundle() == bundle:
@@ -1071,7 +1075,7 @@ class Agent:
         for digest in digests:
             self.blobs.remove(digest)
         if bundle:
-            shutil.rmtree(self.home / "bundle" / bundle, ignore_errors=True)
+            discard(self.home / "bundle" / bundle)
             self.blobs.remove(bundle)
 
     def do_stop_all(self, header: Header) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedctl import bundle, topology
-from fedctl.environment import Environment, Given, environments
+from fedctl.environment import Environment, Given, environments, is_recent
 from fedctl.errors import ConfigError, NodeError
 from fedctl.federation import Federation, Node
 from fedctl.host import Host, Work
@@ -182,7 +182,7 @@ def _interpreter(environment: Environment | Given, stand: Mapping[str, Any]) -> 
     match environment, stand:
         case Environment(), {"environment": {"digest": str(digest), "ready": True}}:
             return {"environment": digest}
-        case Given(), {"python": {"python": str(version)}} if findings.is_recent(version):
+        case Given(), {"python": {"python": str(version)}} if is_recent(version):
             return {"python": environment.python}
         case _:
             return {}

@@ -3,16 +3,14 @@
 What a node says is believed only as far as its type; the views make its text safe.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedctl.environment import Environment, Given, differences, missing, version_here
+from fedctl.environment import Environment, Given, differences, is_recent, missing, version_here
 from fedctl.errors import ConnectionLost, HostKeyError, LoginError, NodeError, Unreachable
 from fedctl.federation import Node
 
-OLDEST_PYTHON = (3, 10)
 LEAST_MEMORY = 2 << 30
 SPARE_DISK = 1 << 29
 """What is left for logs, for the system, and for what torch keeps."""
@@ -192,12 +190,6 @@ def trial(answer: Mapping[str, Any]) -> Finding:
             return Finding(name="import", passed=True, value="not there yet", note=note, mark="later")
 
 
-def is_recent(version: str) -> bool:
-    """Whether tasks can run in that Python."""
-    numbers = version.split(".")[:2]
-    return all(part.isdecimal() for part in numbers) and tuple(map(int, numbers)) >= OLDEST_PYTHON
-
-
 def gigabytes(size: float) -> str:
     return f"{size / 1e9:.0f} GB" if size >= 9.95e9 else f"{size / 1e9:.1f} GB"
 
@@ -205,7 +197,7 @@ def gigabytes(size: float) -> str:
 def number(facts: Mapping[str, Any], name: str) -> float:
     """A figure of a node's, 0 where it is none."""
     value = facts.get(name)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) and 0 <= value < 2**63 else 0.0
+    return float(value) if isinstance(value, int | float) and 0 <= value < 2**63 else 0.0
 
 
 def text(facts: Mapping[str, Any], name: str) -> str:
@@ -233,7 +225,7 @@ def _torch(answer: Mapping[str, Any]) -> tuple[list[str], bool] | None:
 def _described(gpus: Sequence[str], cards: Sequence[tuple[str, str, str]]) -> str:
     """`2 x NVIDIA H200, 150 GB each, driver 570.1`."""
     kinds = [f"{gpus.count(name)} x {name}" if gpus.count(name) > 1 else name for name in dict.fromkeys(gpus)]
-    memories = {gigabytes(int(memory) * 2**20) for _, memory, _ in cards if memory.isdecimal()}
+    memories = {gigabytes(float(memory) * 2**20) for _, memory, _ in cards if memory.isdecimal()}
     drivers = {driver for _, _, driver in cards if driver}
     each = " each" if len(gpus) > 1 else ""
     return ", ".join([*kinds, *(f"{memory}{each}" for memory in sorted(memories)), *(f"driver {d}" for d in drivers)])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedctl import rundir, topology
-from fedctl.errors import ConnectionLost, FedctlError, StateError, UsageError
+from fedctl.errors import ConnectionLost, FedctlError, NodeError, StateError, UsageError
 from fedctl.host import Host, Work
 from fedctl.hosts import Hosts
 from fedctl.journal import read
@@ -109,9 +109,9 @@ def _log(run: RunDir, host: Host, node: str, *, follow: bool, wait_s: float) -> 
 
 
 def _fresh(host: Host, node: str, shown: dict[TaskKey, int]) -> Iterator[str]:
-    """What the node's tasks have written since, of the newest alone at first; `shown` counts their bytes."""
-    folders = _folders(host, node)
-    for key in folders if shown else folders[-1:]:
+    """What the node's tasks have written since, from the newest at first on; `shown` counts their bytes."""
+    keys = _keys(host, node)
+    for key in [key for key in keys if _age(key) >= min(map(_age, shown))] if shown else keys[-1:]:
         text = host.read_log(key, shown.get(key, 0))
         if text and key not in shown:
             yield f"==> {key} <==\n"
@@ -120,11 +120,14 @@ def _fresh(host: Host, node: str, shown: dict[TaskKey, int]) -> Iterator[str]:
             yield text.decode(errors="replace")
 
 
-def _folders(host: Host, node: str) -> list[TaskKey]:
-    """The node's training tasks that left a folder, oldest first."""
+def _keys(host: Host, node: str) -> list[TaskKey]:
+    """The node's training tasks that left a folder, oldest first; raises NodeError."""
     from fedctl.node.agent import key_of
 
-    keys = [TaskKey.parse(key_of(folder)) for folder in host.tasks()["tasks"]]
+    try:
+        keys = [TaskKey.parse(key_of(folder)) for folder in dict(host.tasks()["tasks"])]
+    except (KeyError, TypeError, ValueError) as error:
+        raise NodeError("the agent's list of tasks is none") from error
     return sorted((key for key in keys if key.node == node and key.kind in ("train", "alone")), key=_age)
 
 

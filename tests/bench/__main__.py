@@ -14,11 +14,20 @@ from pathlib import Path
 
 from tests.bench.aggregate import aggregate
 from tests.bench.cpu import cpu
+from tests.bench.dead_line import dead_line
 from tests.bench.digits import Workshop
+from tests.bench.exchange import exchange
+from tests.bench.far import far
+from tests.bench.hello import hello
+from tests.bench.idle import idle
+from tests.bench.many import many
 from tests.bench.measure import Row, machine, table
+from tests.bench.provisioning import provisioning
 from tests.bench.rounds import rounds
+from tests.bench.ssh_rounds import ssh_rounds
 from tests.bench.start import start
 from tests.bench.startup import startup
+from tests.bench.stream import stream
 
 BENCHMARKS: Mapping[str, Callable[[Workshop], list[Row]]] = {
     "startup": startup,
@@ -26,6 +35,15 @@ BENCHMARKS: Mapping[str, Callable[[Workshop], list[Row]]] = {
     "start": start,
     "cpu": cpu,
     "aggregate": aggregate,
+    "stream": stream,
+    "many": many,
+    "exchange": exchange,
+    "far": far,
+    "hello": hello,
+    "provisioning": provisioning,
+    "ssh-rounds": ssh_rounds,
+    "dead-line": dead_line,
+    "idle": idle,
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -25,7 +25,6 @@ from fedctl.federation import Federation, Node, TaskSpec
 from fedctl.host import Host, Work
 from fedctl.hosts import Hosts
 from fedctl.records import Blob, TaskKey
-from fedctl.transports import Transports
 from tests.bench.measure import median
 
 NO_BLOB = Blob(digest=64 * "0", size=0)

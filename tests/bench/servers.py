@@ -98,11 +98,12 @@ def open_line(bed: Bed, *names: str) -> None:
 
 def cat(bed: Bed, node: str, source: Path, target: Path, *, up: bool, login: bool = False) -> subprocess.Popen[bytes]:
     """A file through `ssh ... cat`, one way or the other."""
-    with source.open("rb") if up else open("/dev/null", "rb") as here:
-        if up:
+    if up:
+        with source.open("rb") as here:
             return subprocess.Popen(openssh(bed, "ssh", node, f"cat > {target}", login=login), stdin=here)
-        with target.open("wb") as there:
-            return subprocess.Popen(openssh(bed, "ssh", node, f"cat {source}", login=login), stdin=here, stdout=there)
+    with target.open("wb") as here:
+        argv = openssh(bed, "ssh", node, f"cat {source}", login=login)
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=here)
 
 
 def finished(processes: Sequence["subprocess.Popen[bytes]"]) -> None:

@@ -573,6 +573,28 @@ class TestAgent:
         assert not list((served.home / "runs").iterdir())
         assert not list((served.home / "blobs").iterdir())
 
+    @pytest.mark.parametrize("op", ["remove", "remove_all"])
+    def test_what_is_half_removed_is_not_taken_for_whole(self, served, op, monkeypatch):
+        run = served.agent.run(RUN)
+        (run.path / "worker.json").write_text(json.dumps({"bundle": DIGEST}))
+        made = [served.home / "bundle" / DIGEST / "project", served.home / "env" / DIGEST / "bin"]
+        for folder in made:
+            folder.mkdir(parents=True)
+            (folder / "python").touch()
+        (made[1].parent / "ready").touch()
+        assert served.ask("stat", digests=[])["blobs"] == {}
+        assert served.agent.environments.is_ready(DIGEST)
+
+        def die(path, **_):
+            if path.name.startswith(f".{DIGEST}"):
+                raise PermissionError(path)
+
+        monkeypatch.setattr(agent.shutil, "rmtree", die)
+        monkeypatch.setattr(agent, "MADE", {"bundle": agent.MADE["bundle"]} if op == "remove" else {"env": agent.MADE["env"]})
+        assert "PermissionError" in served.ask(op, **RUN, digests=[])["error"]
+        assert not (served.home / "bundle" / DIGEST).is_dir() or op == "remove_all"
+        assert not served.agent.environments.is_ready(DIGEST) or op == "remove"
+
     def test_removing_does_not_follow_links(self, served, tmp_path):
         (tmp_path / "precious").mkdir()
         (tmp_path / "precious/file").touch()
