@@ -198,11 +198,12 @@ class Connection:
     def _read(self) -> None:
         try:
             self._await_greeting()
-            while frame := agent.read_frame(self._process.read):
-                self._hear(*frame)
-        except agent.CutOff as cut:
-            self._hear(cut.header, cut.body)  # every byte that came need not come again
-            self._break("the line to the agent broke")
+            try:
+                while frame := agent.read_frame(self._process.read):
+                    self._hear(*frame)
+            except agent.CutOff as cut:
+                self._hear(cut.header, cut.body)  # every byte that came need not come again
+                raise
         except Exception as error:  # whatever a node sends, those who wait must hear that the line broke
             self._break(f"the line to the agent broke: {error}")
         else:
@@ -262,4 +263,9 @@ def _facts(answer: Mapping[str, Any]) -> Mapping[str, Any]:
                 facts[name] = min(number, 2**63)
             case _:
                 raise NodeError(f"the agent's greeting has no {name}")
+    if facts["protocol"] != agent.PROTOCOL:
+        raise NodeError(
+            f"the agent there speaks protocol {facts['protocol']:g}, and this fedctl {agent.PROTOCOL}",
+            hint="a forced command pins an agent of another version: have its owner renew it",
+        )
     return facts

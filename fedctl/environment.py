@@ -23,7 +23,7 @@ PACKAGES = ("torch", "pytorch-lightning", "lightning", "numpy", "safetensors")
 _RECENT = re.compile(r"3\.(1[0-9]|[2-9][0-9])(\.|$)|[4-9]\.")
 _LIGHTNINGS = ("pytorch-lightning", "lightning")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_FILE_OPTIONS = re.compile(r"-[rce]|--(requirement|constraint|editable)\b")
+_FILE_OPTIONS = re.compile(r"-[rce]|--(requirement|constraint|editable)\b|(-f|--find-links)[ =]*(?!https?:)\S")
 _FOLDER = re.compile(r"(\.{0,2}/|\.\.?$|~|file:)")
 
 

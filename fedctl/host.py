@@ -131,8 +131,9 @@ class Host:
         """Bring a task's update here, verified by its digest; returns the bytes that came."""
 
         def attempt() -> None:
-            begin = partial(self._begin_read, self.connection(), key, "update.safetensors")
-            transfer.fetch(begin, blob, target)
+            connection = self.connection()
+            begin = partial(self._begin_read, connection, key, "update.safetensors")
+            transfer.fetch(begin, blob, target, ahead=transfer.ahead_of(connection, blob))
 
         before = kept = transfer.kept(blob, target)
         while True:
@@ -159,7 +160,7 @@ class Host:
     def release(self, keys: Iterable[TaskKey], digests: Iterable[str] = ()) -> None:
         """The updates of these tasks are safe here and these models are needed no more."""
         gone = set(digests)
-        self._sent = {(connection, digest) for connection, digest in self._sent if digest not in gone}
+        self._sent -= {sent for sent in tuple(self._sent) if sent[1] in gone}  # others add to it meanwhile
         self._ask("release", keys=[str(key) for key in keys], digests=sorted(gone))
 
     def cancel(self, key: TaskKey) -> None:

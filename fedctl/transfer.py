@@ -19,8 +19,8 @@ from fedctl.errors import ConnectionLost, NodeError
 from fedctl.node.agent import BLOCK, sha256, write_all
 from fedctl.records import Blob
 
-AHEAD = 8
-"""How many blocks are under way at once on a line."""
+AHEAD, NEAR_AHEAD = 8, 3
+"""How many blocks are under way at once on a line; from a near node more would only wait here."""
 FAR_S = 0.02
 """A round trip from which a second line is worth its price."""
 LINES = 4
@@ -56,7 +56,12 @@ def kept(blob: Blob, target: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def fetch(begin: Callable[[int, int], Waiter], blob: Blob, target: Path) -> None:
+def ahead_of(connection: Connection, blob: Blob) -> int:
+    """How many blocks to ask for ahead of those that have come."""
+    return NEAR_AHEAD if blob.size > AHEAD * BLOCK and connection.rtt_s() <= FAR_S else AHEAD
+
+
+def fetch(begin: Callable[[int, int], Waiter], blob: Blob, target: Path, *, ahead: int = AHEAD) -> None:
     """Bring a file here, from where an earlier try broke; `begin` asks for a number of bytes from an offset.
 
     Raises ConnectionLost, or NodeError when what comes is not that blob.
@@ -75,7 +80,7 @@ def fetch(begin: Callable[[int, int], Waiter], blob: Blob, target: Path) -> None
         waiting: deque[Waiter] = deque()
         while came < blob.size:
             with suppress(ConnectionLost):  # what had come before that is not lost
-                while asked < blob.size and len(waiting) < AHEAD:
+                while asked < blob.size and len(waiting) < ahead:
                     waiting.append(begin(asked, min(BLOCK, blob.size - asked)))
                     asked += BLOCK
             if not waiting:
@@ -96,7 +101,7 @@ def fetch(begin: Callable[[int, int], Waiter], blob: Blob, target: Path) -> None
     part.unlink()
     if began == 0:
         raise NodeError("the file's bytes are not those that were announced")
-    fetch(begin, blob, target)  # what was here before was not the beginning of this
+    fetch(begin, blob, target, ahead=ahead)  # what was here before was not the beginning of this
 
 
 def _put_in_order(connection: Connection, blob: Blob, source: Path, offset: int) -> int:
@@ -182,7 +187,10 @@ def _stand(answer: Mapping[str, Any], blob: Blob) -> int | list[int] | None:
             return None
         case {blob.digest: {"missing": list(spans)}}:
             with suppress(TypeError, ValueError):
-                return [number for begin, end in spans for number in range(max(0, begin), min(end, count))]
+                # No more spans than blocks, and each block once: a node may say anything.
+                return sorted(
+                    {number for begin, end in spans[:count] for number in range(max(0, begin), min(end, count))}
+                )
         case {blob.digest: {"whole": False, "size": int(size)}}:
             return max(0, min(size, blob.size))
     raise NodeError("the agent's answer to `stat` is not one")

@@ -49,7 +49,7 @@ ALLOWED = {
     "topology": ("errors", "federation", "records", "topology"),
     "strategies": ("errors", "federation", "header", "records", "strategies", "weights"),
     "codecs": ("codecs", "errors", "header", "records"),
-    "transports": ("errors", "federation", "transports"),
+    "transports": ("errors", "federation", "records", "transports"),
     "weights": ("errors", "header", "records"),
     "aggregation": ("errors", "federation", "header", "records", "strategies", "weights"),
     "journal": ("errors", "events"),

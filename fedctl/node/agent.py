@@ -143,9 +143,6 @@ class Slice:
     def __len__(self) -> int:
         return self.size
 
-    def __bytes__(self) -> bytes:
-        return os.pread(self.file.fileno(), self.size, self.offset)
-
     def write_to(self, descriptor: int) -> None:
         """Write it; raises OSError where the file became shorter, for what was announced can no longer come."""
         with self.file:
@@ -521,8 +518,8 @@ class Run:
         return self.path / name
 
     def folders(self) -> list[Path]:
-        """The folders of all tasks."""
-        return sorted(path for path in self.path.iterdir() if FOLDER.match(path.name))
+        """The folders of all tasks; none where another agent has removed the run."""
+        return sorted(path for path in self.path.glob("*") if FOLDER.match(path.name))
 
     def start_worker(self, home: Path, spec: Header) -> bool:
         """Start a detached worker unless one lives; returns whether one was started."""
@@ -642,7 +639,7 @@ class Run:
 
     def stop(self) -> None:
         """End the worker and everything that it forked; what waits is begun only if it is asked for again."""
-        for entry in self.queue.iterdir():
+        for entry in self.queue.glob("*"):
             remove(entry)
 
         def kill(lock: Path) -> None:
@@ -1017,8 +1014,8 @@ class Agent:
             missing.append(environment)
         if missing:
             return {"missing": missing}
+        run.start_worker(self.home, header["worker"])  # first, so that nothing waits for one that cannot be
         is_new = run.accept(key, task)
-        run.start_worker(self.home, header["worker"])
         self.watched[header["identity"], key] = Watch(header["worker"])
         return {"state": "started" if is_new else "adopted"}
 
@@ -1191,7 +1188,7 @@ class Agent:
                 result = run.result(key)
             except BrokenPipeError:
                 raise
-            except OSError as error:  # the disk is full, or the folder was removed; only the one may pass
+            except Exception as error:  # a full disk may pass, and the others' tasks are watched on; a folder is gone
                 result = None if run.folder(key).is_dir() else failed(key, f"the task is gone: {error}", retryable=True)
             if result is not None:
                 del self.watched[identity, key]

@@ -47,6 +47,7 @@ class Builder:
         self.spec = spec
         self.work = base.with_suffix(".work")
         self.env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+        self.env.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")  # several indices are taken as pip takes them
         self.env.update(
             TMPDIR=str(self.work / "tmp"),  # what an installer leaves when it is killed goes with the rest
             PYTHONUNBUFFERED="1",

@@ -1,11 +1,12 @@
 """The SSH lines of this process: one a server, shared by all that runs there; bastions are lines too."""
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fedctl.errors import LoginError, NodeError, Unreachable
 from fedctl.transports.channel import ChannelProcess
@@ -15,6 +16,10 @@ from fedctl.transports.sshconfig import Endpoint
 
 AT_ONCE_A_SERVER, AT_ONCE = 8, 64
 MOST_LINES = 8
+PATIENCE_S = 30.0
+"""How long a server that turns connections away is asked again."""
+
+Connected = TypeVar("Connected")
 
 
 class Refused(Exception):
@@ -70,6 +75,29 @@ class Place:
                 raise
 
 
+def patiently(connect: Callable[[], Connected]) -> Connected:
+    """What `connect` gives, asked again while the server turns connections away (MaxStartups); raises Unreachable."""
+    began = time.monotonic()
+    rest_s = 0.25
+    while True:
+        try:
+            return connect()
+        except Unreachable as error:
+            if error.stage != "greeting" or time.monotonic() - began > PATIENCE_S:
+                raise
+        time.sleep(rest_s * random.uniform(0.5, 1.0))
+        rest_s = min(8.0, 2 * rest_s)
+
+
+@dataclass(slots=True)
+class Making:
+    """One server's new lines, made one at a time, and the newest failure to make one."""
+
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    tries: int = 0
+    failure: NodeError | None = None
+
+
 class Client:
     """What the lines share: keys, bastions, the watch over them, and how many logins begin at once."""
 
@@ -80,7 +108,7 @@ class Client:
         self._connect = connect
         self._lock = threading.Lock()
         self._places: dict[tuple[str, int, tuple[Endpoint, ...]], Place] = {}
-        self._making: dict[Endpoint, threading.Lock] = {}
+        self._making: dict[Endpoint, Making] = {}
         self._lines: dict[Endpoint, list[Line]] = {}
         self._asking: list[Line] = []
 
@@ -131,17 +159,30 @@ class Client:
     def close(self) -> None:
         """Close every line; what runs at their ends goes on."""
         self.watch.close()
-        for line in reversed([line for lines in self._lines.values() for line in lines]):
+        for line in reversed([line for lines in list(self._lines.values()) for line in lines]):
             line.close()
         self.keyring.close()
 
     def _line(self, endpoint: Endpoint, number: int) -> Line:
-        """The line of that number among those that live, made where there are fewer."""
+        """The line of that number among those that live, made where there are fewer.
+
+        Raises NodeError. Whoever waits while another fails has failed too: many nodes may lie behind one bastion.
+        """
         with self._lock:
-            making = self._making.setdefault(endpoint, threading.Lock())
-        with making:
+            making = self._making.setdefault(endpoint, Making())
+            tries = making.tries
+        with making.turn:
             lines = [line for line in self._lines.get(endpoint, []) if line.is_alive]
             if number >= len(lines):
-                lines.append(self._connect(self, endpoint))
+                if making.failure is not None and making.tries != tries:
+                    raise making.failure
+                try:
+                    lines.append(self._connect(self, endpoint))
+                    making.failure = None
+                except NodeError as error:
+                    making.failure = error
+                    raise
+                finally:
+                    making.tries += 1
             self._lines[endpoint] = lines
             return lines[min(number, len(lines) - 1)]

@@ -39,13 +39,15 @@ class Offer:
 
 
 def ask_on_terminal(prompt: str) -> str | None:
-    """What is typed, unseen; None where there is no terminal to ask on."""
+    """What is typed, unseen; None where there is no terminal to ask on, or nobody who answers."""
     try:
         with Path("/dev/tty").open("rb"):
             pass
     except OSError:
         return None
-    return getpass.getpass(prompt)
+    with contextlib.suppress(EOFError):
+        return getpass.getpass(prompt)
+    return None
 
 
 class Keyring:

@@ -101,10 +101,11 @@ def judge(endpoint: Endpoint, key: HostKey) -> None:
             f"the host key of {name} has {key.rsa_bits} bits, and RequiredRSASize asks for {endpoint.least_rsa_bits}",
             hint="let the server have an ed25519 key: `ssh-keygen -A` there",
         )
-    if any(entry.key == key and not entry.marker for entry in every):
-        return
     own = _entries(endpoint, names[:1])
-    if known := [entry for entry in own if not entry.marker]:
+    known = [entry for entry in own if not entry.marker]
+    if any(entry.key == key for entry in known or every if not entry.marker):
+        return
+    if known:  # the key of another port of that address is no substitute for its own
         raise _changed(name, shown, known)
     authorities = [entry for entry in own if entry.marker == "@cert-authority"]
     raise _unknown(name, key, authorities)

@@ -18,6 +18,8 @@ from fedctl.transports.sshconfig import Endpoint
 
 FAMILIES = {"any": socket.AF_UNSPEC, "inet": socket.AF_INET, "inet6": socket.AF_INET6}
 TICK_S = 1.0
+MOST_INTERVAL_S, MOST_COUNT = 32_767, 127
+"""What Linux takes for its TCP keepalives."""
 AHEAD = 2**18
 """Paramiko reads every packet in two; of these bytes there are several."""
 
@@ -44,10 +46,11 @@ class Ear:
     def close(self) -> None:
         self._closed = True
         self._stream.close()
-        if self._process is not None:
+        process, self._process = self._process, None  # once: by the second time its number may be a stranger's
+        if process is not None:
             with contextlib.suppress(OSError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def connect(endpoint: Endpoint) -> Ear:
@@ -56,17 +59,21 @@ def connect(endpoint: Endpoint) -> Ear:
         return _through_command(endpoint.proxy_command)
     error: OSError | None = None
     for family, kind, protocol, _, address in _addresses(endpoint):
-        line = socket.socket(family, kind, protocol)
+        try:
+            line = socket.socket(family, kind, protocol)
+        except OSError as failed:  # a name may have an address of a family that this machine has not
+            error = failed
+            continue
         try:
             line.settimeout(endpoint.connect_timeout_s)
             if endpoint.bind_address:
                 line.bind((endpoint.bind_address, 0))
             line.connect(address)
+            _tune(line, endpoint)
         except OSError as failed:
             line.close()
             error = failed
         else:
-            _tune(line, endpoint)
             return Ear(line)
     raise Unreachable(
         f"{_where(endpoint)} does not answer: {_reason(error, endpoint)}",
@@ -81,9 +88,9 @@ def _addresses(endpoint: Endpoint) -> Iterator[Any]:
         yield from socket.getaddrinfo(
             endpoint.address, endpoint.port, FAMILIES[endpoint.address_family], socket.SOCK_STREAM
         )
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for what can be no name: a..b
         raise Unreachable(
-            f"the name {endpoint.address} is not known: {(error.strerror or str(error)).lower()}",
+            f"the name {endpoint.address} is not known: {(getattr(error, 'strerror', None) or str(error)).lower()}",
             hint="correct `host:` in fed.yaml, or HostName in ~/.ssh/config",
             stage="name",
         ) from error
@@ -91,14 +98,15 @@ def _addresses(endpoint: Endpoint) -> Iterator[Any]:
 
 def _tune(line: socket.socket, endpoint: Endpoint) -> None:
     """No waiting to fill packets, and a peer that is gone is noticed even while nothing is sent."""
-    bound_s = max(1, round(endpoint.alive_interval_s * endpoint.alive_count))
+    interval_s = min(max(1, round(endpoint.alive_interval_s)), MOST_INTERVAL_S)
+    count = min(endpoint.alive_count, MOST_COUNT)
     line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
-        ("TCP_KEEPIDLE", max(1, round(endpoint.alive_interval_s))),
-        ("TCP_KEEPINTVL", max(1, round(endpoint.alive_interval_s))),
-        ("TCP_KEEPCNT", endpoint.alive_count),
-        ("TCP_USER_TIMEOUT", 1000 * bound_s),
+        ("TCP_KEEPIDLE", interval_s),
+        ("TCP_KEEPINTVL", interval_s),
+        ("TCP_KEEPCNT", count),
+        ("TCP_USER_TIMEOUT", min(1000 * interval_s * count, 2**31 - 1)),
     ):
         if hasattr(socket, name):  # macOS has not all of them; the watch over what was heard works everywhere
             line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
@@ -133,7 +141,13 @@ def _reason(error: OSError | None, endpoint: Endpoint) -> str:
     return (error.strerror or str(error)).lower() if error else "it has no address"
 
 
-class Watched(Protocol):
+class Closable(Protocol):
+    """A line, or a channel of one."""
+
+    def close(self) -> None: ...
+
+
+class Watched(Closable, Protocol):
     """A line that can be judged, and closed where it is dead."""
 
     @property
@@ -142,7 +156,17 @@ class Watched(Protocol):
     @property
     def bound_s(self) -> float: ...
 
-    def close(self) -> None: ...
+
+@contextlib.contextmanager
+def closing_after(seconds: float, line: Closable) -> Iterator[None]:
+    """Close a line or a channel that lets somebody wait longer than that: paramiko would wait for ever."""
+    guard = threading.Timer(seconds, line.close)
+    guard.daemon = True
+    guard.start()
+    try:
+        yield
+    finally:
+        guard.cancel()
 
 
 class Watch:
@@ -175,5 +199,5 @@ class Watch:
             with self._lock:
                 dead = [line for line in self._lines if line.silence_s > line.bound_s + slept_s]
                 self._lines.difference_update(dead)
-            for line in dead:
-                line.close()
+            for line in dead:  # one that is closed over a dead bastion may wait until that is closed too
+                threading.Thread(target=line.close, name="close", daemon=True).start()

@@ -6,13 +6,11 @@ before anything is said to a server, nothing is ever accepted by itself, and onl
 
 import contextlib
 import logging
-import random
 import shlex
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,11 @@ import paramiko
 from paramiko.agent import AgentSSH
 from paramiko.common import cMSG_CHANNEL_REQUEST, cMSG_GLOBAL_REQUEST
 
-from fedctl.errors import ConfigError, NodeError, Unreachable
+from fedctl.errors import ConfigError, FedctlError, NodeError, Unreachable
+from fedctl.records import printable
 from fedctl.transports import known_hosts, sockets
 from fedctl.transports.channel import ChannelProcess
-from fedctl.transports.client import Client, Refused
+from fedctl.transports.client import Client, Refused, patiently
 from fedctl.transports.keyring import Keyring, Locked, hung_up, locked_out, wants_more
 from fedctl.transports.sshconfig import Endpoint
 from fedctl.transports.sshoptions import config_files
@@ -43,8 +42,6 @@ GREETING_S = 15.0
 OPEN_S = 20.0
 FORBIDDEN = 1
 """RFC 4254's "administratively prohibited"."""
-PATIENCE_S = 30.0
-"""How long a server that turns connections away (MaxStartups) is asked again."""
 
 logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)  # whatever goes wrong is raised
 
@@ -56,12 +53,14 @@ class Line:
         self._client = client
         self._endpoint = endpoint
         self._is_used = False
-        self._ear, self._transport = self._connect()
+        self._ear, self._transport = patiently(self._connect)
         self.bound_s = endpoint.alive_interval_s * endpoint.alive_count
         self._transport.packetizer.set_keepalive(endpoint.alive_interval_s, self._ask_for_a_sign)
         client.watch.add(self)
         began = time.monotonic()
-        self._transport.global_request("keepalive@openssh.com", wait=True)
+        # A line that breaks now is found broken by the first command.
+        with contextlib.suppress(Exception), sockets.closing_after(OPEN_S, self):
+            self._transport.global_request("keepalive@openssh.com", wait=True)
         self._window = LONG_WINDOW if time.monotonic() - began > LONG_S else WINDOW
 
     @property
@@ -82,8 +81,10 @@ class Line:
         with self._speaking_our_errors():
             channel = self._transport.open_session(window_size=self._window, timeout=OPEN_S)
             self._is_used = True
-            channel.exec_command(command)
-        return ChannelProcess(channel, partial(self._kill, channel))
+            process = ChannelProcess(channel, partial(self._kill, channel))
+            with sockets.closing_after(OPEN_S, channel):
+                channel.exec_command(command)
+        return process
 
     def open_way(self, address: str, port: int) -> paramiko.Channel:
         with self._speaking_our_errors():
@@ -95,8 +96,10 @@ class Line:
         try:
             yield
         except paramiko.ChannelException as refusal:
-            raise Refused(refusal.text or str(refusal), is_forbidden=refusal.code == FORBIDDEN) from refusal
-        except (paramiko.SSHException, EOFError) as error:
+            raise Refused(printable(refusal.text or str(refusal)), is_forbidden=refusal.code == FORBIDDEN) from refusal
+        except OSError:
+            raise
+        except Exception as error:  # what a server sends wrongly may be an error of any kind
             if self.is_alive:  # of several refusals at a time paramiko tells one, and of a slow answer nothing
                 raise Refused(str(error), is_forbidden=False) from error
             raise ConnectionError(str(error) or "no word came back") from error
@@ -117,7 +120,12 @@ class Line:
         self._transport.close()
 
     def _ask_for_a_sign(self) -> None:
-        """A keepalive that must be answered; paramiko's own asks for no answer."""
+        """A keepalive that must be answered; paramiko's own asks for no answer.
+
+        Not while keys are exchanged: this is the thread that exchanges them, and would wait for itself.
+        """
+        if not self._transport.clear_to_send.is_set():
+            return
         message = paramiko.Message()
         message.add_byte(cMSG_GLOBAL_REQUEST)
         message.add_string("keepalive@openssh.com")
@@ -128,19 +136,6 @@ class Line:
         self._transport._send_user_message(message)  # type: ignore[attr-defined]  # noqa: SLF001  (has no public name)
 
     def _connect(self) -> tuple[sockets.Ear, paramiko.Transport]:
-        """Connect and log in, again where the server turns connections away; the caller has nobody to wait for."""
-        began = time.monotonic()
-        rest_s = 0.25
-        while True:
-            try:
-                return self._try_to_connect()
-            except Unreachable as error:
-                if error.stage != "greeting" or time.monotonic() - began > PATIENCE_S:
-                    raise
-            time.sleep(rest_s * random.uniform(0.5, 1.0))
-            rest_s = min(8.0, 2 * rest_s)
-
-    def _try_to_connect(self) -> tuple[sockets.Ear, paramiko.Transport]:
         endpoint = self._endpoint
         with self._client.place(endpoint).turn():
             ear = self._stream()
@@ -153,16 +148,16 @@ class Line:
                 except BaseException as error:
                     transport.close()
                     ear.close()
-                    if isinstance(error, (paramiko.SSHException, EOFError, OSError)):
-                        raise _explained(error, endpoint) from error
-                    raise
+                    if isinstance(error, FedctlError) or not isinstance(error, Exception):
+                        raise
+                    raise _explained(error, endpoint) from error  # what a server sends wrongly may be one of any kind
         return ear, transport
 
     def _stream(self) -> sockets.Ear:
         jumps = self._endpoint.jumps
         if not jumps:
             return sockets.connect(self._endpoint)
-        return sockets.Ear(self._client.way(replace(jumps[-1], jumps=jumps[:-1]), self._endpoint))
+        return sockets.Ear(self._client.way(jumps[-1], self._endpoint))
 
 
 class SshTransport:
@@ -259,7 +254,7 @@ def _allowed(endpoint: Endpoint, what: str, ours: Sequence[str], theirs: tuple[s
     if both := tuple(name for name in ours if theirs is None or name in theirs):
         return both
     message = f"{endpoint.name}: ~/.ssh/config allows no {what} that fedctl has"
-    raise ConfigError(message, hint=f"allow one of {', '.join(ours)}")
+    raise NodeError(message, hint=f"allow one of {', '.join(ours)}")
 
 
 def _log_in(transport: paramiko.Transport, endpoint: Endpoint, keyring: Keyring) -> None:
@@ -292,9 +287,11 @@ def _log_in(transport: paramiko.Transport, endpoint: Endpoint, keyring: Keyring)
 
 def _explained(error: Exception, endpoint: Endpoint) -> NodeError:
     if isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
-        return NodeError(f"{endpoint.name} shares no algorithm with fedctl: {error}", hint="update its sshd")
+        message = f"{endpoint.name} shares no algorithm with fedctl: {printable(str(error))}"
+        return NodeError(message, hint="update its sshd")
     return Unreachable(
-        f"{endpoint.address} port {endpoint.port} was reached, but broke off before a login: {error or 'no word'}",
+        f"{endpoint.address} port {endpoint.port} was reached, but broke off before a login: "
+        f"{printable(str(error)) or 'no word'}",
         hint="is it an SSH server? A busy one turns connections away: raise MaxStartups in its sshd_config",
         stage="greeting",
     )

@@ -181,7 +181,7 @@ def ended(done: "Ended", *, as_json: bool) -> None:
     for machine, what in done.machines.items():
         note(f"{machine}: {what}")
     if done.failed:
-        note("try again when those can be reached")
+        note("type it again once what these say is mended")
 
 
 def aggregated(done: "AggregateReport | Committed", *, as_json: bool) -> None:

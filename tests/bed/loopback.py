@@ -1,5 +1,7 @@
 """Nodes on ports of this machine's loopback: sshds that any user may run."""
 
+import contextlib
+import random
 import socket
 from pathlib import Path
 from typing import Any
@@ -45,5 +47,9 @@ class LoopbackBed(Bed):
 
 
 def _free_port(address: str) -> int:
-    with socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET) as listener:
-        return int(listener.getsockname()[1])
+    """A port below those that the kernel hands out to clients, who might take it before sshd does."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    while True:
+        port = random.randrange(10000, 32000)
+        with contextlib.suppress(OSError), socket.create_server((address, port), family=family):
+            return port

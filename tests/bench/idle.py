@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from fedctl.events import RoundAggregated
 from tests.bed import processes
 from tests.bed.server import Server
 from tests.bench.digits import Workshop, journal, node_name
-from tests.bench.measure import FEDCTL, Row, shown
+from tests.bench.measure import FEDCTL, Row, run, shown
 from tests.bench.servers import environment, loopback, on_servers
 
 WATCHED_S = 60.0
@@ -44,6 +45,8 @@ def idle(workshop: Workshop) -> list[Row]:
                 worker = _memory(server, "fedctl.node.worker")
             finally:
                 launch.kill()
+                with suppress(RuntimeError):  # what it left on this machine; the servers' own dies with them
+                    run([*FEDCTL, "stop", "bench"], cwd=folder, env=environment(bed))
     minutes = WATCHED_S / 60
     return [
         Row(

@@ -291,6 +291,22 @@ def test_a_greeting_goes_into_the_journal_without_what_is_strange(standing_in):
     connection.close()
 
 
+def test_an_agent_of_another_version_is_refused(standing_in):
+    transport = standing_in(hello(protocol=2))
+    with pytest.raises(NodeError, match="speaks protocol 2, and this fedctl 1") as raised:
+        Connection.open(transport, "python3", answer_s=20)
+    assert "forced command" in raised.value.hint
+
+
+def test_a_cut_off_answer_to_nobody_is_a_lost_line_and_no_hang(standing_in):
+    transport = standing_in(hello(), more=encode_frame({"re": []}, b"whole")[:-1], then="exit 0")
+    connection = Connection.open(transport, "python3", answer_s=20)
+    before = time.monotonic()
+    with pytest.raises(ConnectionLost, match="broke"):
+        connection.ask("stat", digests=[])
+    assert time.monotonic() - before < 10
+
+
 def test_a_flood_is_a_lost_line_and_no_hang(standing_in):
     transport = standing_in(hello(), then="exec yes garbage")
     connection = Connection.open(transport, "python3", answer_s=20)

@@ -347,6 +347,11 @@ def test_an_answer_that_is_none_is_refused(tmp_path, lie):
         transfer.fetch(lambda offset, limit: lambda: lie, BLOB, tmp_path / "alice")
 
 
+def test_each_missing_block_is_sent_once_whatever_a_node_says():
+    said = {"blobs": {BLOB.digest: {"whole": False, "missing": [[4, 10**9], [-5, 2], [0, 6]] + [[0, 6]] * 10**6}}}
+    assert transfer._stand(said, BLOB) == [0, 1, 2, 3, 4, 5]
+
+
 def test_no_more_is_asked_for_than_may_wait_in_memory(tmp_path):
     content = bytes(40 * BLOCK)
     blob = Blob(digest=hashlib.sha256(content).hexdigest(), size=len(content))

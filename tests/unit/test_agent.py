@@ -412,6 +412,18 @@ class TestKilling:
             assert process.stdout.read() == b"", "the fork has closed it too"
         assert not is_held(tmp_path / "lock")
 
+    def test_the_number_of_an_earlier_builder_is_gone_before_the_next_one_has_the_lock(self, tmp_path, monkeypatch):
+        environments = agent.Environments(tmp_path)
+        needs = {"python": "{}.{}".format(*sys.version_info), "requirements": "", "wheels": {}}
+        stale = environments.path(environments.find(needs)["digest"]).with_suffix(".pid")
+        stale.parent.mkdir()
+        stale.write_text("1234567")
+        there = []
+        monkeypatch.setattr(agent.subprocess, "Popen", lambda *_, **__: there.append(stale.exists()) or sys.exit())
+        with pytest.raises(SystemExit):
+            environments.make(needs, tmp_path, Blobs(tmp_path / "blobs"))
+        assert there == [False]
+
     def test_stopping_or_cancelling_a_run_with_stale_numbers_kills_no_stranger(self, tmp_path, stranger):
         run = Run.claim(tmp_path, "one", "aaaa")
         run.accept(KEY, TASK)
@@ -547,9 +559,12 @@ class TestAgent:
         run.accept(KEY, TASK)
         (run.folder(KEY) / "train.log").write_bytes(b"0123456789")
         assert served.ask("read", **RUN, key=KEY, name="train.log", offset=offset, limit=limit) == {"size": 10}
-        assert bytes(served.body) == body
         assert len(served.body) == len(body)
-        served.body.file.close()
+        source, sink = os.pipe()
+        served.body.write_to(sink)
+        os.close(sink)
+        with os.fdopen(source, "rb") as pipe:
+            assert pipe.read() == body
 
     def test_a_model_that_another_runs_task_waits_for_is_not_released(self, served):
         served.ask("put", DATA, digest=DIGEST, size=len(DATA), offset=0)
@@ -573,27 +588,25 @@ class TestAgent:
         assert not list((served.home / "runs").iterdir())
         assert not list((served.home / "blobs").iterdir())
 
-    @pytest.mark.parametrize("op", ["remove", "remove_all"])
-    def test_what_is_half_removed_is_not_taken_for_whole(self, served, op, monkeypatch):
-        run = served.agent.run(RUN)
-        (run.path / "worker.json").write_text(json.dumps({"bundle": DIGEST}))
-        made = [served.home / "bundle" / DIGEST / "project", served.home / "env" / DIGEST / "bin"]
-        for folder in made:
-            folder.mkdir(parents=True)
-            (folder / "python").touch()
-        (made[1].parent / "ready").touch()
-        assert served.ask("stat", digests=[])["blobs"] == {}
+    def test_what_is_half_removed_is_not_taken_for_whole_and_goes_with_the_rest(self, served, monkeypatch):
+        bundle, environment = (served.home / kind / DIGEST for kind in ("bundle", "env"))
+        for folder, file in ((bundle, "project/model.py"), (environment, "bin/python"), (environment, "ready")):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).touch()
         assert served.agent.environments.is_ready(DIGEST)
 
-        def die(path, **_):
-            if path.name.startswith(f".{DIGEST}"):
-                raise PermissionError(path)
+        def die(path):
+            raise KeyboardInterrupt(path)
 
-        monkeypatch.setattr(agent.shutil, "rmtree", die)
-        monkeypatch.setattr(agent, "MADE", {"bundle": agent.MADE["bundle"]} if op == "remove" else {"env": agent.MADE["env"]})
-        assert "PermissionError" in served.ask(op, **RUN, digests=[])["error"]
-        assert not (served.home / "bundle" / DIGEST).is_dir() or op == "remove_all"
-        assert not served.agent.environments.is_ready(DIGEST) or op == "remove"
+        with monkeypatch.context() as patched:
+            patched.setattr(agent.shutil, "rmtree", die)
+            for folder in (bundle, environment):
+                with pytest.raises(KeyboardInterrupt):
+                    agent.discard(folder)
+        assert not bundle.exists()
+        assert not served.agent.environments.is_ready(DIGEST)
+        assert served.ask("remove_all") == {}
+        assert not served.home.exists()
 
     def test_removing_does_not_follow_links(self, served, tmp_path):
         (tmp_path / "precious").mkdir()
@@ -685,6 +698,21 @@ class TestAgent:
         assert served.ask("start", **RUN, key=KEY, task=TASK, worker=worker) == {"state": "done", "result": result}
         assert served.ask("list", **RUN) == {"tasks": {"r0001-alice-a1": "done"}, "worker": False}
 
+    def test_a_task_whose_worker_cannot_be_started_does_not_wait_for_another(self, served):
+        worker = {"python": "/no/python", "bundle": "0" * 64, "cwd": "/"}
+        (served.home / "bundle" / ("0" * 64)).mkdir(parents=True)
+        assert "/no/python" in served.ask("start", **RUN, key=KEY, task=TASK, worker=worker)["error"]
+        assert served.ask("list", **RUN)["tasks"] == {}
+
+    def test_a_worker_that_makes_no_sense_fails_its_task_and_ends_no_agent(self, served, monkeypatch):
+        monkeypatch.setattr(agent, "LIVENESS_S", 0.0)
+        run = served.agent.run(RUN)
+        run.accept(KEY, TASK)
+        served.agent.watched["aaaa", KEY] = agent.Watch({"bundle": 5})
+        served.agent.look()
+        served.agent.look()
+        assert "does not stay" in served.sent[0][0]["result"]["error"]
+
     def test_a_python_is_probed_without_importing(self, served):
         answer = served.ask("probe", python=sys.executable, packages=["pytest", "no-such-package"])
         assert answer["packages"] == {"pytest": pytest.__version__, "no-such-package": None}
@@ -721,11 +749,12 @@ class TestTheFile:
     def test_it_answers_under_every_python_that_is_here(self, version, python, tmp_path):
         content = TestUnpacking.packed(("a/b.py", b"pass", tarfile.REGTYPE, ""))
         digest = hashlib.sha256(content).hexdigest()
+        worker = {"bundle": digest, "python": "/bin/true", "cwd": "/"}
         asked = [
             encode_frame({"id": 1, "op": "hello"}),
             encode_frame({"id": 2, "op": "put", "digest": digest, "size": len(content), "offset": 0}, content),
             encode_frame({"id": 3, "op": "unpack", "digest": digest}),
-            encode_frame({"id": 4, "op": "start", **RUN, "key": KEY, "task": TASK, "worker": {"bundle": digest}}),
+            encode_frame({"id": 4, "op": "start", **RUN, "key": KEY, "task": TASK, "worker": worker}),
             encode_frame({"id": 5, "op": "cancel", **RUN, "key": KEY}),
             encode_frame({"id": 6, "op": "list", **RUN}),
             encode_frame({"id": 7, "op": "remove", **RUN, "digests": [digest]}),
@@ -744,7 +773,7 @@ class TestTheFile:
         assert answers[1]["python"].startswith(version)
         assert answers[2]["whole"]
         assert answers[3] == {"re": 3}
-        assert "python" in answers[4]["error"]
+        assert answers[4]["state"] == "started"
         assert answers[6]["tasks"] == {"r0001-alice-a1": "done"}
         assert answers[7] == {"re": 7}
 

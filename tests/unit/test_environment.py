@@ -9,6 +9,7 @@ from fedctl.environment import (
     compose,
     differences,
     environments,
+    is_recent,
     missing,
     pinned,
     version_here,
@@ -73,6 +74,8 @@ class TestCompose:
             "--requirement=base.txt",
             "-c pins.txt",
             "-e .",
+            "-f wheels",
+            "--find-links=./wheels",
             "--editable lib",
             ".",
             "./lib",
@@ -158,3 +161,15 @@ def test_another_version_is_a_difference_and_another_build_is_none():
     here = version_here("torch")
     assert differences({"torch": f"{here}+cu130", "numpy": "0.1"}) == []
     assert differences({"torch": "1.0"}) == [f"torch is 1.0 there and {here} here"]
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.10.0", "3.11.2", "3.14.0rc1", "3.99", "4.0"])
+def test_tasks_run_in_a_python_that_is_recent(version):
+    assert is_recent(version)
+
+
+@pytest.mark.parametrize(
+    "version", ["3.9.19", "3.8", "3.1", "2.7.18", "3", "", "3.\u00b2", "9" * 5000, "x3.11", "3.1 1"]
+)
+def test_in_an_older_one_or_in_what_is_none_they_do_not(version):
+    assert not is_recent(version)

@@ -194,3 +194,13 @@ def test_a_hostile_node_makes_findings_and_no_exception():
         assert on(gpus=gpus, torch={"gpus": 7}, trouble=7).name == "accelerator"
     assert findings.trial({"present": "yes", "failure": 7}).mark == "later"
     assert findings.number({"time": float("nan")}, "time") == 0
+
+
+@pytest.mark.parametrize("value", [10**400, float("nan"), float("inf"), -1, "5", None, [5]])
+def test_a_figure_that_is_none_is_nothing(value):
+    assert findings.number({"memory": value}, "memory") == 0.0
+
+
+def test_an_endless_memory_of_a_gpu_ends_nothing():
+    card = {**A100, "memory": "9" * 999}
+    assert findings.accelerator(NODE, FACTS, {"gpus": [card]}).passed

@@ -303,6 +303,14 @@ def test_a_key_that_is_known_for_port_22_is_known_for_any_port(made, file):
     assert refusal(endpoint(file, port=2222), key(made, "other")).offered, "another server may listen on another port"
 
 
+def test_the_key_of_port_22_is_no_substitute_for_that_of_another_port(made, file):
+    file.write_text(f"{key(made).line('bob.example.org')}\n{key(made, 'other').line('[bob.example.org]:2222')}\n")
+    judge(endpoint(file, port=2222), key(made, "other"))
+    error = refusal(endpoint(file, port=2222), key(made))
+    assert f"{file}:2 has" in error.message
+    assert error.offered is None
+
+
 def test_a_revoked_key_is_refused_though_it_is_known(made, file):
     file.write_text(f"{key(made).line('bob.example.org')}\n@revoked {key(made).line('*')}\n")
     error = refusal(endpoint(file), key(made))
