@@ -147,15 +147,12 @@ class Host:
                 return blob.size - before
 
     def read_log(self, key: TaskKey, offset: int) -> bytes:
-        """A task's log from `offset` on."""
-        log = b""
+        """The next piece of a task's log, from `offset` on; empty at its end."""
 
         def attempt() -> bytes:
-            return self._begin_read(self.connection(), key, "train.log", offset + len(log), PIECE)()[1]
+            return self._begin_read(self.connection(), key, "train.log", offset, PIECE)()[1]
 
-        while piece := self._lifeline.patiently(attempt, tries=RECONNECTS):
-            log += piece
-        return log
+        return self._lifeline.patiently(attempt, tries=RECONNECTS)
 
     def release(self, keys: Iterable[TaskKey], digests: Iterable[str] = ()) -> None:
         """The updates of these tasks are safe here and these models are needed no more."""

@@ -64,7 +64,10 @@ def clean_nodes(path: Path, run: RunDir | None = None, *, force: bool = False) -
     federation = topology.load(path) if run is None else configured(run)
     known = rundir.every(federation.folder)
     _require_dead(known)
-    identities = {str(one.facts()["identity"]) for one in known}
+    identities = set()
+    for one in known:
+        with contextlib.suppress(StateError):  # whose damaged run it was is lost: it counts as a stranger's
+            identities.add(str(one.facts()["identity"]))
     nothing = Blob(digest="0" * 64, size=0)
     work = Work(run="clean", identity="clean", bundle=nothing, bundle_path=path, preload=(), cwd=str(federation.folder))
     with contextlib.closing(Hosts(federation, work)) as hosts:
@@ -112,10 +115,9 @@ def _fresh(host: Host, node: str, shown: dict[TaskKey, int]) -> Iterator[str]:
     """What the node's tasks have written since, from the newest at first on; `shown` counts their bytes."""
     keys = _keys(host, node)
     for key in [key for key in keys if _age(key) >= min(map(_age, shown))] if shown else keys[-1:]:
-        text = host.read_log(key, shown.get(key, 0))
-        if text and key not in shown:
-            yield f"==> {key} <==\n"
-        if text:
+        while text := host.read_log(key, shown.get(key, 0)):
+            if key not in shown:
+                yield f"==> {key} <==\n"
             shown[key] = shown.get(key, 0) + len(text)
             yield text.decode(errors="replace")
 
