@@ -67,7 +67,7 @@ def environments(federation: Federation) -> dict[str, Environment | Given]:
         elif node.host != "local":
             if requirements is None:
                 requirements = _requirements(federation)
-            wheelhouse = federation.folder / Path(node.wheelhouse or "").expanduser()
+            wheelhouse = federation.folder / _wheelhouse(node)
             if node.wheelhouse and wheelhouse not in wheels:
                 wheels[wheelhouse] = _wheels(wheelhouse, node)
             found[node.name] = Environment(
@@ -161,6 +161,16 @@ def _lines(written: str) -> Iterator[tuple[int, str]]:
 
 def _normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _wheelhouse(node: Node) -> Path:
+    try:
+        return Path(node.wheelhouse or "").expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"node {node.name}: wheelhouse: {node.wheelhouse}: there is no such account here",
+            hint="write the folder's path in full",
+        ) from None
 
 
 def _wheels(folder: Path, node: Node) -> dict[str, Blob]:

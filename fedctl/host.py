@@ -73,7 +73,7 @@ class Host:
         self._sending: dict[str, threading.Lock] = {}
         self._sent: set[tuple[Connection, str]] = set()
         self._cancelled: set[TaskKey] = set()
-        self._preparation = Preparation(work.bundle, work.bundle_path, environment, python)
+        self._preparation = Preparation(work.bundle, work.bundle_path, environment, python, work.identity)
         self._has_worker = False
         self._lifeline = Lifeline(self._connect)
 

@@ -15,7 +15,6 @@ from fedctl.transports import Transports
 
 MOST_AT_ONCE = 512
 """How many hosts are asked at the same time: one that is away costs a timeout, and so do a hundred."""
-RESOLVED_AT_ONCE = 8
 
 Answer = TypeVar("Answer")
 
@@ -28,20 +27,17 @@ class Hosts:
         groups: dict[tuple[object, ...], list[Node]] = {}
         for node in (*federation.nodes, _COORDINATORS_OWN):
             groups.setdefault(_address(node), []).append(node)
-        with ThreadPoolExecutor(RESOLVED_AT_ONCE) as pool:  # each may ask `ssh -G`
-            ways = dict(
-                zip(groups, pool.map(lambda nodes: self._transports.to(nodes[0]), groups.values()), strict=True)
-            )
+        ways = self._transports.to_each([nodes[0] for nodes in groups.values()])
         by_address = {
             address: Host(
-                ways[address],
+                way,
                 python=nodes[0].python or (sys.executable if nodes[0].host == "local" else "python3"),
                 home=nodes[0].home or "",
                 slots=max((node.slots or 0 for node in nodes), default=0),
                 work=_on(nodes[0], work),
                 environment=work.environments.get(nodes[0].name),
             )
-            for address, nodes in groups.items()
+            for way, (address, nodes) in zip(ways, groups.items(), strict=True)
         }
         self._by_address = by_address
         self._of = {node.name: by_address[_address(node)] for node in federation.nodes}

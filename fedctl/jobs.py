@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fedctl import bundle
 from fedctl.errors import ConfigError, ModelError, NodeError
 from fedctl.events import Event, ModelEvaluated, ModelInitialized, TaskFailed, TaskStarted, Traffic, UpdateReceived
 from fedctl.federation import Federation
@@ -76,7 +77,7 @@ def perform(
         )
         if done.result.error is not None:
             if key.kind == "initialize" and not done.result.retryable:
-                raise ConfigError(done.result.error, hint=_hint(done.result.error))
+                raise ConfigError(done.result.error, hint=_hint(done.result.error, federation.folder))
             return TaskFailed(
                 at=clock(),
                 task=key,
@@ -146,8 +147,10 @@ def _is_there(path: Path, blob: Blob) -> bool:
     return path.exists() and path.stat().st_size == blob.size and digest(path) == blob
 
 
-def _hint(error: str) -> str:
+def _hint(error: str, folder: Path) -> str:
     """The next thing to do about code that cannot be used."""
+    if stays := bundle.explain_missing(folder, error):
+        return stays
     hints: Mapping[str, str] = {
         "ModuleNotFoundError": "install it in the environment that fedctl runs in, or name it in requirements.txt",
         "task.model_args": "`task: {model_args: {...}}` in fed.yaml are the arguments of the model's __init__",

@@ -47,6 +47,8 @@ class Lifeline:
                 raise
             finally:
                 self._tries += 1
+            if self._closed.is_set():  # while it was being made
+                self._connection.close()
             return self._connection
 
     def patiently(

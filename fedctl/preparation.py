@@ -51,14 +51,17 @@ def needs(bundle: Blob, environment: Environment | Given | None) -> dict[str, An
 class Preparation:
     """One machine's way to be ready. Many threads may ask for it; one does it, and a failure is told to all who waited.
 
-    `python` is the Python of a machine that needs no `environment`.
+    `python` is the Python of a machine that needs no `environment`, and `asker` the identity of the run.
     """
 
-    def __init__(self, bundle: Blob, bundle_path: Path, environment: Environment | Given | None, python: str) -> None:
+    def __init__(
+        self, bundle: Blob, bundle_path: Path, environment: Environment | Given | None, python: str, asker: str
+    ) -> None:
         self._bundle = bundle
         self._bundle_path = bundle_path
         self._environment = environment
         self._python = python
+        self._asker = asker
         self._preparing = threading.Lock()
         self._prepared: Prepared | None = None
         self._refusal: NodeError | None = None
@@ -110,7 +113,7 @@ class Preparation:
                     environment="there" if ready else "made",
                     python=printable(version),
                     interpreter={"environment": digest},
-                    seconds=0.0 if ready else _make(connection, environment, digest, self._bundle, told),
+                    seconds=0.0 if ready else self._make(connection, environment, digest, told),
                 )
             case Given(), {"python": {"python": str(version)}}:
                 return Prepared(
@@ -145,31 +148,30 @@ class Preparation:
         connection.ask("unpack", digest=self._bundle.digest)
         return "sent"
 
-
-def _make(connection: Connection, environment: Environment, digest: str, bundle: Blob, told: Told) -> float:
-    """Have an environment made, or watch the making that is on its way; returns the seconds that it took."""
-    began = time.monotonic()
-    for number, (name, blob) in enumerate(environment.wheels.items(), start=1):
-        told(f"sending {name} ({number} of {len(environment.wheels)})")
-        transfer.put(connection, blob, environment.wheelhouse / name)
-    told("making the environment")
-    pushes: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
-    connection.listen(digest, pushes.put)
-    try:
-        connection.ask("environment", bundle=bundle.digest, **environment.needs())
-        while True:
-            push = pushes.get()
-            match push:
-                case {"push": "environment", "line": str(line)}:
-                    told(printable(line[:500]))
-                case {"push": "environment ended", "end": {"error": str(error), **rest}}:
-                    raise _failure(error, str(rest.get("hint") or ""), str(rest.get("detail") or ""))
-                case {"push": "environment ended"}:
-                    return time.monotonic() - began
-                case _ if push is LINE_LOST:
-                    raise ConnectionLost("the line broke while the environment was made; the making goes on")
-    finally:
-        connection.unlisten(digest)
+    def _make(self, connection: Connection, environment: Environment, digest: str, told: Told) -> float:
+        """Have an environment made, or watch the making that is on its way; returns the seconds that it took."""
+        began = time.monotonic()
+        for number, (name, blob) in enumerate(environment.wheels.items(), start=1):
+            told(f"sending {name} ({number} of {len(environment.wheels)})")
+            transfer.put(connection, blob, environment.wheelhouse / name)
+        told("making the environment")
+        pushes: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
+        connection.listen(digest, pushes.put)
+        try:
+            connection.ask("environment", bundle=self._bundle.digest, identity=self._asker, **environment.needs())
+            while True:
+                push = pushes.get()
+                match push:
+                    case {"push": "environment", "line": str(line)}:
+                        told(printable(line[:500]))
+                    case {"push": "environment ended", "end": {"error": str(error), **rest}}:
+                        raise _failure(error, str(rest.get("hint") or ""), str(rest.get("detail") or ""))
+                    case {"push": "environment ended"}:
+                        return time.monotonic() - began
+                    case _ if push is LINE_LOST:
+                        raise ConnectionLost("the line broke while the environment was made; the making goes on")
+        finally:
+            connection.unlisten(digest)
 
 
 def _failure(error: str, hint: str, detail: str) -> InstallError:

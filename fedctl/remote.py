@@ -56,6 +56,8 @@ def tell_version(python: str) -> Sequence[str]:
 _NUMBERED = re.compile(r"\[Errno (\d+)\] ([^:\n]*)(?:: '([^'\n]*)')?")
 _VERSION = re.compile(r"\b(\d+)\.(\d+)(?:\.\d+)?\S*")
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_MAY_NOT_WRITE = (errno.EACCES, errno.EPERM)
+"""Before the agent runs nothing but its own folder is touched."""
 
 
 def explain(python: str, status: int, noise: str, said: str) -> NodeError | None:
@@ -66,8 +68,9 @@ def explain(python: str, status: int, noise: str, said: str) -> NodeError | None
         )
     if status == 126:
         return NodeError(f"`{python}` cannot be run there", hint="name another one with `python:`")
-    if numbered := _NUMBERED.search(said):
-        return _cannot_write(numbered)
+    for numbered in _NUMBERED.finditer(said):
+        if int(numbered[1]) in (*_CANNOT_WRITE, *_MAY_NOT_WRITE):
+            return _cannot_write(numbered)
     if noise:
         return NodeError(
             f"the server ran something else than fedctl's agent: {noise.splitlines()[0]}",

@@ -26,7 +26,10 @@ MODULES = {
 }
 every_module = pytest.mark.parametrize("module", MODULES)
 
-LONG = {"fedctl.node.agent": "it is sent to the nodes as one file"}
+LONG = {
+    "fedctl.node.agent": "it is sent to the nodes as one file",
+    "fedctl.transports.ssh": "it is the one file that knows paramiko",
+}
 MOST_LINES = 300
 
 PURE = {

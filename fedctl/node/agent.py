@@ -17,25 +17,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import itertools
 import json
 import os
-import platform
 import pwd
 import re
 import select
-import shutil
 import signal
 import struct
-import subprocess
 import sys
 import time
 from io import FileIO
 from pathlib import Path
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # slow to import
+if TYPE_CHECKING:  # slow to import, as are hashlib, shutil, subprocess and tarfile: whoever needs one imports it
+    from subprocess import Popen
     from typing import Any, Callable, Dict
 
     Header = Dict[str, Any]
@@ -189,9 +186,32 @@ def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
     temporary.rename(path)
 
 
+def hash_of(content: bytes = b"") -> Any:
+    """The running SHA-256 of what has come so far."""
+    import hashlib
+
+    return hashlib.sha256(content)
+
+
+def make_folder(path: Path, fill: Callable[[Path], None]) -> bool:
+    """Fill a folder under another name and rename it into place; False where another agent was faster."""
+    temporary = beside(path)
+    temporary.mkdir()
+    try:
+        fill(temporary)
+        temporary.rename(path)
+    except OSError:
+        if not path.is_dir():
+            raise
+        return False
+    finally:
+        discard(temporary)
+    return True
+
+
 def sha256(file: FileIO, size: int) -> Any:
     """The running hash of a file's first `size` bytes."""
-    running, room = hashlib.sha256(), memoryview(bytearray(min(size, CHUNK)))
+    running, room = hash_of(), memoryview(bytearray(min(size, CHUNK)))
     file.seek(0)
     while size > 0:
         came = file.readinto(room[:size])
@@ -227,6 +247,16 @@ def kill_group(pid: int) -> None:
             os.killpg(pid, signal.SIGKILL)
 
 
+def note(process: Popen[bytes], path: Path) -> None:
+    """Write down which group a process leads; where that fails it is ended, for nobody could end it later."""
+    try:
+        write_whole(path, str(process.pid).encode(), durable=False)
+    except OSError:  # a full disk
+        kill_group(process.pid)
+        process.wait()
+        raise
+
+
 def kill_holder(lock: Path, pid: Path) -> None:
     """Kill the group whose leader wrote `pid`, if it still holds the lock: by now the number may be a stranger's."""
     number = tail(pid, 20)
@@ -260,17 +290,29 @@ def tail(path: Path, size: int) -> str:
 
 def output_of(command: list[str], seconds: float) -> bytes:
     """What a command prints; raises OSError with the end of what it said where it fails or takes longer than that."""
-    environment = dict(os.environ, PYTHONDONTWRITEBYTECODE="1")
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        raise OSError(f"{command[0]} took longer than {seconds:g} s") from None
-    if done.returncode:
-        said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
-        raise OSError(said[-500:] or f"{command[0]} ended with status {done.returncode}")
-    return done.stdout
+    from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
+
+    def set_alarm() -> None:
+        signal.alarm(int(seconds) + 1)
+
+    with Popen(
+        command,
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=PIPE,
+        start_new_session=True,
+        preexec_fn=set_alarm,  # noqa: PLW1509  it ends a command whose agent was killed, and here are no threads
+        env=dict(os.environ, PYTHONDONTWRITEBYTECODE="1"),
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=seconds)
+        except TimeoutExpired:
+            kill_group(process.pid)  # what it started may hold the pipes
+            raise OSError(f"{command[0]} took longer than {seconds:g} s") from None
+    if process.returncode:
+        said = (errors or output).decode("utf-8", "replace").strip()
+        raise OSError(said[-500:] or f"{command[0]} ended with status {process.returncode}")
+    return output
 
 
 def nvidia_gpus() -> list[Header]:
@@ -324,14 +366,16 @@ class Upload:
 class Blobs:
     """Bytes under their SHA-256.
 
-    One that comes in order is a `.part` until it is whole and goes on where it broke; a second agent that is sent it at
-    the same time writes a part of its own. One that comes over several lines is in `.blocks`, in any order, and `.here`
-    has a byte for each block that is there.
+    One that comes in order is a `.part` until it is whole and goes on where it broke. A second agent that is sent it
+    writes a part of its own and copies what the first one has, whose line may be dead without its knowing. One that
+    comes over several lines is in `.blocks`, in any order, and `.here` has a byte for each block that is there.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.uploads: dict[str, Upload] = {}
+        self.doubted: set[str] = set()
+        """Blobs whose beginning here was not theirs: they come anew from their first byte."""
 
     def path(self, digest: str) -> Path:
         if not isinstance(digest, str) or not DIGEST.match(digest):
@@ -343,6 +387,14 @@ class Blobs:
         names = (self.path(digest).with_suffix(f".part{number or ''}") for number in itertools.count())
         return next(name for name in names if not is_held(name))
 
+    def longest(self, digest: str) -> tuple[int, Path]:
+        """The size of a blob's longest part, also of one that another process writes, and where it is."""
+        parts = [(0, self.path(digest))]
+        for part in self.folder.glob(f"{digest}.part*"):
+            with contextlib.suppress(FileNotFoundError):  # it is whole by now
+                parts.append((part.stat().st_size, part))
+        return max(parts)
+
     def stat(self, digest: str) -> Header:
         """Whether a blob is whole, else how much of its beginning is here, or which of its blocks are `missing`."""
         path = self.path(digest)
@@ -352,8 +404,7 @@ class Blobs:
             return {"whole": False, "size": 0, "missing": self.missing(digest)}
         if digest in self.uploads:
             return {"whole": False, "size": self.uploads[digest].size}
-        part = self.part(digest)
-        return {"whole": False, "size": part.stat().st_size if part.exists() else 0}
+        return {"whole": False, "size": 0 if digest in self.doubted else self.longest(digest)[0]}
 
     def put(self, digest: str, size: int, offset: int, body: bytes) -> Header:
         """Write at `offset`, not past the end of what is here; verify and rename when `size` is reached."""
@@ -377,6 +428,7 @@ class Blobs:
         with upload.file:
             if upload.size > size or upload.hash.hexdigest() != digest:
                 remove(upload.path)
+                self.doubted.add(digest)
                 raise Refused(f"the bytes are not those of {digest[:12]}")
             os.fsync(upload.file.fileno())
             upload.path.rename(path)
@@ -386,7 +438,7 @@ class Blobs:
         """An upload that goes on at `offset`, which must not be past what is here."""
         if before:
             before.file.close()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         while True:
             path = self.part(digest)
             file = path.open("a+b", buffering=0)
@@ -395,16 +447,25 @@ class Blobs:
                 if is_at(file, path):
                     break
             file.close()
-        have = os.fstat(file.fileno()).st_size
+        if 0 <= offset <= os.fstat(file.fileno()).st_size:
+            return Upload(path, file, offset)
+        have, source = self.longest(digest)
         if not 0 <= offset <= have:
             file.close()
             raise Refused(f"offset {offset} is past the {have} bytes that are here")
-        return Upload(path, file, offset)
+        upload = Upload(path, file, 0)
+        with source.open("rb", buffering=0) as other:
+            for piece in iter(lambda: other.read(min(CHUNK, offset - upload.size)), b""):
+                upload.append(piece)
+        if upload.size < offset:
+            file.close()
+            raise Refused("a file became shorter")
+        return upload
 
     def split(self, digest: str, size: int) -> Header:
         """Take a blob's blocks in any order from now on, also from other agents; what is here already stays."""
         path = self.path(digest)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self.folder.with_suffix(".lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             known = self.stat(digest)
@@ -452,6 +513,7 @@ class Blobs:
             path.with_suffix(".blocks").rename(path) if is_right else remove(path.with_suffix(".blocks"))
             remove(path.with_suffix(".here"))
         if not is_right:
+            self.doubted.add(digest)
             raise Refused(f"the bytes are not those of {digest[:12]}")
         return self.stat(digest)
 
@@ -488,25 +550,25 @@ class Run:
         self.path = path
         self.queue = path / "queue"
         self.children = path / "children"
-        self.worker: subprocess.Popen[bytes] | None = None
+        self.worker: Popen[bytes] | None = None
 
     @classmethod
     def claim(cls, home: Path, name: str, identity: str) -> Run:
         """The run's own folder on this machine: two runs of one name get two, and so do two machines with one home."""
-        owner = f"{identity} {platform.node()}"
-        for candidate in (name, f"{name}.{hashlib.sha256(owner.encode()).hexdigest()[:8]}"):
+        owner = f"{identity} {os.uname().nodename}"
+
+        def fill(folder: Path) -> None:
+            for part in ("queue", "children"):
+                (folder / part).mkdir()
+            (folder / "id").write_text(owner)
+
+        (home / "runs").mkdir(mode=0o700, exist_ok=True)
+        for candidate in (name, f"{name}.{hash_of(owner.encode()).hexdigest()[:8]}"):
             if not RUN.match(candidate) or ".." in candidate:
                 raise Refused(f"not a run name: {candidate!r}")
             run = cls(home / "runs" / candidate)
             if not run.path.exists():
-                temporary = beside(run.path)
-                for part in ("queue", "children"):
-                    (temporary / part).mkdir(parents=True)
-                (temporary / "id").write_text(owner)
-                try:
-                    temporary.rename(run.path)
-                except OSError:  # another agent was faster
-                    shutil.rmtree(temporary)
+                make_folder(run.path, fill)
             if tail(run.path / "id", 1000) == owner:
                 return run
         raise Refused(f"another run is called {name} here")
@@ -523,6 +585,8 @@ class Run:
 
     def start_worker(self, home: Path, spec: Header) -> bool:
         """Start a detached worker unless one lives; returns whether one was started."""
+        import subprocess
+
         if not DIGEST.match(spec["bundle"]):
             raise Refused(f"not a digest: {spec['bundle']!r}")
         bundle = home / "bundle" / spec["bundle"]
@@ -550,7 +614,7 @@ class Run:
                     cwd=spec["cwd"] if Path(spec["cwd"]).is_dir() else Path.home(),
                     env=dict(os.environ, PYTHONUNBUFFERED="1", PYTHONDONTWRITEBYTECODE="1"),
                 )
-            write_whole(self.path / "worker.pid", str(self.worker.pid).encode(), durable=False)
+            note(self.worker, self.path / "worker.pid")
         return True
 
     def worker_lives(self) -> bool:
@@ -560,19 +624,13 @@ class Run:
 
     def accept(self, key: str, task: Header) -> bool:
         """Put a task into the worker's queue, at most once a key; returns whether it is new."""
-        folder = self.folder(key)
-        if folder.is_dir():
-            return False
-        temporary = beside(folder)
-        temporary.mkdir()
-        write_whole(temporary / "task.json", json.dumps(task).encode(), durable=False)
-        try:
-            temporary.rename(folder)
-        except OSError:  # another agent was faster
-            shutil.rmtree(temporary)
-            return False
-        self.enqueue(folder.name)
-        return True
+        folder, content = self.folder(key), json.dumps(task).encode()
+        is_new = not folder.is_dir() and make_folder(
+            folder, lambda temporary: write_whole(temporary / "task.json", content, durable=False)
+        )
+        if is_new:
+            self.enqueue(folder.name)
+        return is_new
 
     def enqueue(self, name: str) -> None:
         (self.queue / f"{time.time_ns():020d}-{name}").touch()
@@ -706,6 +764,8 @@ def discard(path: Path) -> None:
     if not path.is_dir() or path.is_symlink():
         remove(path)
         return
+    import shutil
+
     gone = path if path.name.startswith(".") else beside(path)
     with contextlib.suppress(FileNotFoundError):
         path.rename(gone)
@@ -718,14 +778,14 @@ class Environments:
     """The Python environments that were made here, each under the digest of what it was made from.
 
     `env/<digest>/ready` marks a whole one. Whoever makes one holds `env/<digest>.lock`; its log, and the reason where
-    it failed, stand beside it.
+    it failed, stand beside it. While one is made, `env/<digest>.asked-<identity>` says for which runs.
     """
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.folder = home / "env"
         self.pythons: dict[tuple[str, bool], Header] = {}
-        self.builders: list[subprocess.Popen[bytes]] = []
+        self.builders: list[Popen[bytes]] = []
 
     def path(self, digest: str) -> Path:
         if not isinstance(digest, str) or not DIGEST.match(digest):
@@ -744,21 +804,25 @@ class Environments:
         if (wanted, is_online) not in self.pythons:
             self.pythons[wanted, is_online] = find_python(wanted, is_online=is_online)
         found = self.pythons[wanted, is_online]
-        wheels = dict(sorted(needs["wheels"].items()))
-        key = [found["version"], platform.system(), platform.machine(), needs["requirements"], wheels]
-        return {**found, "digest": hashlib.sha256(json.dumps(key).encode()).hexdigest()}
+        system, wheels = os.uname(), dict(sorted(needs["wheels"].items()))
+        key = [found["version"], system.sysname, system.machine, needs["requirements"], wheels]
+        return {**found, "digest": hash_of(json.dumps(key).encode()).hexdigest()}
 
-    def make(self, needs: Header, bundle: Path, blobs: Blobs) -> str:
-        """Start making an environment unless it is there, or on its way; returns its digest."""
+    def make(self, needs: Header, bundle: Path, blobs: Blobs, asker: str) -> str:
+        """Start making an environment for a run unless it is there, or on its way; returns its digest."""
+        import subprocess
+
         found = self.find(needs)
         base = self.path(found["digest"])
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.mark(base.name, asker).touch()
         with base.with_suffix(".lock").open("ab") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return base.name
             if self.is_ready(base.name):
+                remove(self.mark(base.name, asker))
                 return base.name
             for name in needs["wheels"]:
                 if name != Path(name).name or not name.endswith(".whl"):
@@ -768,6 +832,7 @@ class Environments:
                 "requirements": needs["requirements"],
                 "wheels": {name: str(blobs.path(digest)) for name, digest in needs["wheels"].items()},
                 "uv": which("uv"),
+                "machine": os.uname().nodename,
             }
             for old in (".failed", ".pid"):  # that number may be a stranger's by now
                 remove(base.with_suffix(old))
@@ -784,7 +849,7 @@ class Environments:
                     pass_fds=[lock.fileno()],
                     cwd=self.folder,
                 )
-            write_whole(base.with_suffix(".pid"), str(process.pid).encode(), durable=False)
+            note(process, base.with_suffix(".pid"))
             self.builders.append(process)
         return base.name
 
@@ -796,9 +861,38 @@ class Environments:
         """The locks of all environments that are being made, also for others."""
         return [lock for lock in self.folder.glob("*.lock") if is_held(lock)]
 
-    def stop(self) -> None:
-        """End the making of every environment."""
-        end_all(self.held, lambda lock: kill_holder(lock, lock.with_suffix(".pid")))
+    def mark(self, digest: str, asker: str) -> Path:
+        """What says that a run asks for an environment that is being made."""
+        if not RUN.match(asker):
+            raise Refused(f"not a run's identity: {asker!r}")
+        return self.path(digest).with_suffix(f".asked-{asker}")
+
+    def askers(self, digest: str) -> set[str]:
+        """The runs that ask for an environment that is being made."""
+        return {mark.name.partition(".asked-")[2] for mark in self.folder.glob(f"{digest}.asked-*")}
+
+    def withdraw(self, asker: str) -> None:
+        """A run asks for nothing more: the making ends of what no other run asks for."""
+        alone = []
+        for lock in self.held_here():
+            askers = self.askers(lock.stem)
+            if asker in askers:
+                remove(self.mark(lock.stem, asker))  # first, so that no agent of that run has it made anew
+                alone += [lock] if len(askers) == 1 else []
+        self.stop(alone)
+
+    def held_here(self) -> list[Path]:
+        """The locks of those that this machine makes: a home may be shared by several."""
+        here = []
+        for lock in self.held():
+            with contextlib.suppress(OSError, ValueError):
+                spec = parse(lock.with_suffix(".json").read_bytes())
+                here += [lock] if spec.get("machine") == os.uname().nodename else []
+        return here
+
+    def stop(self, locks: list[Path]) -> None:
+        """End the making of these environments."""
+        end_all(lambda: list(filter(is_held, locks)), lambda lock: kill_holder(lock, lock.with_suffix(".pid")))
 
     def newest_line(self, digest: str) -> str:
         lines = tail(self.path(digest).with_suffix(".log"), 2000).split("\n")[:-1]
@@ -816,6 +910,8 @@ class Environments:
 
 def which(program: str) -> str | None:
     """A program's path, also where a login shell would look and a bare command does not."""
+    import shutil
+
     own = [str(Path.home() / place) for place in (".local/bin", ".cargo/bin")]
     places = (os.environ.get("PATH", os.defpath), *own, "/usr/local/bin", "/opt/homebrew/bin")
     return shutil.which(program, path=os.pathsep.join(places))
@@ -869,9 +965,10 @@ class Watch:
 class Making:
     """What the agent remembers of an environment that it sees made."""
 
-    def __init__(self, needs: Header, bundle: Path) -> None:
+    def __init__(self, needs: Header, bundle: Path, asker: str) -> None:
         self.needs = needs
         self.bundle = bundle
+        self.asker = asker
         self.line = ""
         self.is_revived = False
 
@@ -882,8 +979,8 @@ class Agent:
     def __init__(self, home: Path, send: Callable[[Header, bytes | Slice], None]) -> None:
         self.home = home
         self.send = send
+        # One that was there may be the user's own, for other files too: its rights stay, and all in it gets ours.
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        home.chmod(0o700)
         self.blobs = Blobs(home / "blobs")
         self.environments = Environments(home)
         self.runs: dict[str, Run] = {}
@@ -913,10 +1010,6 @@ class Agent:
             run = self.runs[identity] = Run.claim(self.home, header["run"], identity)
         return run
 
-    def others(self, run: Run) -> list[Run]:
-        """The other runs on this machine."""
-        return [other for other in self.all_runs() if other.path != run.path]
-
     def all_runs(self) -> list[Run]:
         """Every run that has a folder here."""
         paths = (self.home / "runs").glob("*/queue")
@@ -927,14 +1020,15 @@ class Agent:
 
         With `needs`, also which of them are here already.
         """
+        system, disk = os.uname(), os.statvfs(self.home)
         return {
             "protocol": PROTOCOL,
-            "python": platform.python_version(),
-            "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-            "hostname": platform.node(),
+            "python": sys.version.split()[0],
+            "system": f"{system.sysname} {system.release} {system.machine}",
+            "hostname": system.nodename,
             "cpus": cpus(),
             "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            "disk_free": shutil.disk_usage(self.home).free,
+            "disk_free": disk.f_bavail * disk.f_frsize,
             "time": time.time(),
             "home": str(self.home),
             "user": user(),
@@ -973,18 +1067,9 @@ class Agent:
     def do_unpack(self, header: Header) -> None:
         """Unpack a bundle that is here as a blob."""
         source, target = self.blobs.path(header["digest"]), self.home / "bundle" / header["digest"]
-        if target.is_dir():
-            return
-        temporary = beside(target)
-        temporary.mkdir(parents=True)
-        try:
-            unpack(source, temporary)
-            temporary.rename(target)
-        except OSError:
-            if not target.is_dir():  # else another agent was faster
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        if not target.is_dir():
+            make_folder(target, lambda folder: unpack(source, folder))
 
     def do_environment(self, header: Header) -> Header:
         """Make an environment, or adopt the making of it; its newest words and its end are pushed under its digest."""
@@ -992,8 +1077,8 @@ class Agent:
         missing = [digest for digest in needs["wheels"].values() if not self.blobs.stat(digest)["whole"]]
         if missing or not bundle.is_dir():
             raise Refused("the wheels or the bundle are not here")
-        digest = self.environments.make(needs, bundle, self.blobs)
-        self.making[digest] = Making(needs, bundle)
+        digest = self.environments.make(needs, bundle, self.blobs, header["identity"])
+        self.making[digest] = Making(needs, bundle, header["identity"])
         return {"digest": digest}
 
     def do_worker(self, header: Header) -> Header:
@@ -1035,8 +1120,7 @@ class Agent:
         for key in header["keys"]:
             remove(run.folder(key) / "update.safetensors")
         if header["digests"]:
-            runs = [run, *self.others(run)]
-            needed = {digest for one in runs for digest in one.digests(unfinished=True)}
+            needed = {digest for one in self.all_runs() for digest in one.digests(unfinished=True)}
             for digest in set(header["digests"]) - needed:
                 self.blobs.remove(digest)
 
@@ -1055,7 +1139,9 @@ class Agent:
         return {"tasks": tasks, "worker": lives}
 
     def do_stop(self, header: Header) -> None:
+        """End every process of a run, also the making of an environment that no other run asks for."""
         self.run(header).stop()
+        self.environments.withdraw(header["identity"])
         self.watched = {place: watch for place, watch in self.watched.items() if place[0] != header["identity"]}
 
     def do_remove(self, header: Header) -> None:
@@ -1065,7 +1151,7 @@ class Agent:
         digests = run.digests() | {digest for digest in header["digests"] if DIGEST.match(digest)}
         bundle = run.bundle()
         discard(run.path)
-        for other in self.others(run):
+        for other in self.all_runs():
             digests -= other.digests()
             if other.bundle() == bundle:
                 bundle = None
@@ -1077,15 +1163,22 @@ class Agent:
 
     def do_stop_all(self, header: Header) -> None:
         """End every process of the runs with these identities; refuses where others are at work, unless by force."""
-        here = [run for run in self.all_runs() if run.owner()[1] == platform.node() and run.held()]
-        strangers = [run.path.name for run in here if run.owner()[0].partition("-")[0] not in header["identities"]]
+
+        def is_stranger(identity: str) -> bool:
+            return identity.partition("-")[0] not in header["identities"]
+
+        here = [run for run in self.all_runs() if run.owner()[1] == os.uname().nodename and run.held()]
+        strangers = [run.path.name for run in here if is_stranger(run.owner()[0])]
         if strangers and not header["force"]:
             raise Refused(f"a run of another federation is at work there: {', '.join(strangers)}")
-        if self.environments.held() and not header["force"]:
+        askers = {asker for lock in self.environments.held() for asker in self.environments.askers(lock.stem)}
+        if any(map(is_stranger, askers)) and not header["force"]:
             raise Refused("an environment is being made there")
         for run in here:
             run.stop()
-        self.environments.stop()
+        for asker in askers:
+            self.environments.withdraw(asker)
+        self.environments.stop(self.environments.held_here())
 
     def do_remove_all(self, _: Header) -> None:
         """Remove all that fedctl made here, this very file last; what others put beside it stays, and its folder."""
@@ -1104,14 +1197,30 @@ class Agent:
                 (self.home / folder).rmdir()
 
     def do_probe(self, header: Header) -> Header:
-        """Versions of packages in a Python, from their metadata, without importing them."""
-        code = (
-            "import json,sys\nfrom importlib.metadata import version, PackageNotFoundError\nfound={}\n"
-            "for name in sys.argv[1:]:\n"
-            " try: found[name]=version(name)\n"
-            " except PackageNotFoundError: found[name]=None\n"
-            "print(json.dumps({'python': sys.version.split()[0], 'packages': found}))"
-        )
+        """Versions of packages in a Python, from their metadata, without importing them.
+
+        Only the metadata that is asked for is opened: importlib.metadata takes twice as long to be imported and look.
+        """
+        code = """
+import json, os, re, sys
+same = lambda name: re.sub('[-_.]+', '-', name).lower()
+found = dict.fromkeys(map(same, sys.argv[1:]))
+for folder in sys.path:
+    try: entries = os.listdir(folder)
+    except OSError: continue
+    for entry in entries:
+        stem, kind = os.path.splitext(entry)
+        name = same(stem.partition('-')[0])
+        if kind in ('.dist-info', '.egg-info') and name in found and not found[name]:
+            path = os.path.join(folder, entry)
+            for file in (os.path.join(path, 'METADATA'), os.path.join(path, 'PKG-INFO'), path):
+                try: text = open(file, encoding='utf-8', errors='replace').read()
+                except OSError: continue
+                version = re.search('^Version: *(.+)', text, re.MULTILINE)
+                found[name] = found[name] or version and version[1].strip()
+packages = {name: found[same(name)] for name in sys.argv[1:]}
+print(json.dumps({'python': sys.version.split()[0], 'packages': packages}))
+"""
         try:
             return parse(output_of([header["python"], "-c", code, *header["packages"]], PROBE_S))
         except (OSError, ValueError) as error:
@@ -1128,7 +1237,7 @@ class Agent:
             answer["gpus"] = nvidia_gpus()
         except OSError as error:
             answer["trouble"] = str(error)
-        has_sign = bool(answer["gpus"]) or Path("/dev/kfd").exists() or platform.system() == "Darwin"
+        has_sign = bool(answer["gpus"]) or Path("/dev/kfd").exists() or os.uname().sysname == "Darwin"
         if python and (has_sign or header["wanted"]):
             code = (
                 "import sys; del sys.path[0]\nimport json,torch\ncount=torch.cuda.device_count()\n"
@@ -1183,7 +1292,8 @@ class Agent:
             try:
                 self.push_progress(run, key, watch)
                 if is_due:
-                    queued[identity] = queued.get(identity) or run.queued()
+                    if identity not in queued:
+                        queued[identity] = run.queued()
                     self.attend(run, key, watch, is_queued=run.folder(key).name in queued[identity])
                 result = run.result(key)
             except BrokenPipeError:
@@ -1204,10 +1314,10 @@ class Agent:
             if is_making:
                 continue
             end = self.environments.end(digest)
-            if end is None and not making.is_revived:
+            if end is None and not making.is_revived and making.asker in self.environments.askers(digest):
                 making.is_revived = True
                 with contextlib.suppress(OSError):
-                    self.environments.make(making.needs, making.bundle, self.blobs)
+                    self.environments.make(making.needs, making.bundle, self.blobs, making.asker)
                 continue
             del self.making[digest]
             lost = {"error": "the process that made the environment is gone", "detail": line}
@@ -1254,7 +1364,8 @@ class Agent:
 
 def unpack(source: Path, folder: Path) -> None:
     """Write a tar's files below `folder`; anything but plain files and folders inside is refused."""
-    import tarfile  # slow to import
+    import shutil
+    import tarfile
 
     with tarfile.open(source) as archive:
         for member in archive:
@@ -1267,6 +1378,8 @@ def unpack(source: Path, folder: Path) -> None:
             if content:
                 with target.open("wb") as file:
                     shutil.copyfileobj(content, file)
+                    file.flush()
+                    os.fsync(file.fileno())
 
 
 class Line:

@@ -184,6 +184,9 @@ def main(arguments: List[str]) -> int:
             shutil.rmtree(left, ignore_errors=True)
         write_whole(base.with_suffix(".failed"), report)
         return 1
+    finally:
+        for mark in base.parent.glob(f"{base.name}.asked-*"):  # they are answered
+            mark.unlink(missing_ok=True)
     return 0
 
 

@@ -15,6 +15,7 @@ from fedctl.errors import ConfigError, NodeError
 from fedctl.federation import Federation, Node
 from fedctl.host import Host, Work
 from fedctl.hosts import MOST_AT_ONCE, Hosts
+from fedctl.node.agent import MOST_PATHS
 from fedctl.operations import findings
 from fedctl.operations.accepting import Ask, accept
 from fedctl.operations.findings import Finding
@@ -25,7 +26,6 @@ from fedctl.transports.sshconfig import KNOWN_HOSTS
 
 ENVIRONMENT_SIZE, CUDA_ENVIRONMENT_SIZE = 1_500_000_000, 6_000_000_000
 """About what torch and Lightning take on a disk, without and with what a GPU needs."""
-PATHS_AT_ONCE = 1000
 
 Told = Callable[[int, int], None]
 """Is told how many nodes have been looked at, and of how many."""
@@ -164,7 +164,8 @@ class _Look:
         task = self.federation.task
         files = dict.fromkeys(target.partition(":")[0] for target in (task.model, task.data))
         modules = [file.removesuffix(".py").replace("/", ".") for file in files]
-        return findings.trial(ask("trial", **interpreter, bundle=self.work.bundle.digest, modules=modules))
+        answer = ask("trial", **interpreter, bundle=self.work.bundle.digest, modules=modules)
+        return findings.trial(answer, bundle.explain_missing(self.federation.folder, str(answer.get("failure"))))
 
     def _needed(self, making: int) -> int:
         """Bytes that the run needs on this machine's disk at the most, but for what the user's code writes."""
@@ -226,8 +227,8 @@ def _looked_up(ask: Request, paths: set[str]) -> dict[str, object]:
     """What the node says of each path."""
     seen: dict[str, object] = {}
     ordered = sorted(paths)
-    for begin in range(0, len(ordered), PATHS_AT_ONCE):
-        some = ordered[begin : begin + PATHS_AT_ONCE]
+    for begin in range(0, len(ordered), MOST_PATHS):
+        some = ordered[begin : begin + MOST_PATHS]
         found = ask("look", paths=some).get("found")
         seen.update(zip(some, found if isinstance(found, list) else [], strict=False))
     return {path: seen.get(path) for path in paths}

@@ -177,13 +177,15 @@ def data(paths: Sequence[str], found: Sequence[object]) -> Finding:
     )
 
 
-def trial(answer: Mapping[str, Any]) -> Finding:
-    """Whether the user's code could be imported there."""
+def trial(answer: Mapping[str, Any], remedy: str | None = None) -> Finding:
+    """Whether the user's code could be imported there; `remedy` is for a failure whose cause is known here."""
     match answer:
         case {"present": True, "failure": None}:
             return Finding(name="import", passed=True, value="your code can be imported")
         case {"present": True, "failure": str(failure)}:
-            remedy = "it runs on the coordinator: name what it needs in requirements.txt, then `fedctl provision`"
+            remedy = (
+                remedy or "it runs on the coordinator: name what it needs in requirements.txt, then `fedctl provision`"
+            )
             return Finding(name="import", passed=False, value=failure, remedy=remedy)
         case _:
             note = "your code is not there yet; `fedctl provision` brings it"

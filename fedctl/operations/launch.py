@@ -30,7 +30,8 @@ from fedctl.strategies import build
 class DryRun:
     """What a launch would do. Sizes are in bytes; `sent` and `received` are of one round, seen from the coordinator.
 
-    `environments` are by node, of those that do not use the coordinator's own Python.
+    `left_out` is what looks like code and does not travel for its name, with the number of files. `environments` are by
+    node, of those that do not use the coordinator's own Python.
     """
 
     federation: Federation
@@ -41,6 +42,7 @@ class DryRun:
     received: int
     bundle_size: int
     bundle_files: int
+    left_out: Mapping[str, int]
     environments: Mapping[str, Environment | Given] = field(default_factory=dict)
 
 
@@ -67,6 +69,7 @@ def dry_run(path: Path, overrides: Sequence[str] = ()) -> DryRun:
         received=model.size * cohort,
         bundle_size=len(bundle.pack(federation)),
         bundle_files=sum(1 for _ in bundle.project_files(federation.folder)),
+        left_out=bundle.left_out(federation.folder),
         environments=made,
     )
 

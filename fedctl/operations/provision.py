@@ -30,9 +30,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provisioned:
-    """What was done, by node."""
+    """What was done, by node; `left_out` is what looks like code and did not travel, with the number of files."""
 
     federation: str
+    left_out: Mapping[str, int]
     nodes: Mapping[str, Outcome]
 
     @property
@@ -77,7 +78,9 @@ def provision(path: Path, overrides: Sequence[str] = (), *, told: Callable[[str,
         finally:
             hosts.close()
     return Provisioned(
-        federation=federation.name, nodes={node.name: outcomes[hosts.of(node.name)] for node in federation.nodes}
+        federation=federation.name,
+        left_out=bundle.left_out(federation.folder),
+        nodes={node.name: outcomes[hosts.of(node.name)] for node in federation.nodes},
     )
 
 

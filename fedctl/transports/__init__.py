@@ -3,8 +3,8 @@
 Nothing more is asked of one, so a new one is a small file here and a line in `Transports.to`.
 """
 
-import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,6 +12,9 @@ from fedctl.federation import Node
 
 if TYPE_CHECKING:
     from fedctl.transports.client import Client
+    from fedctl.transports.sshconfig import Endpoint
+
+RESOLVED_AT_ONCE = 8
 
 
 class Process(Protocol):
@@ -53,22 +56,37 @@ class Transports:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._client: Client | None = None
-        self._beginning = threading.Lock()
 
     def to(self, node: Node) -> Transport:
         """The way to that node; raises ConfigError where ~/.ssh/config or fed.yaml asks for what cannot be had."""
-        if node.host == "local":
-            from fedctl.transports.local import LocalTransport
+        return self.to_each([node])[0]
 
-            return LocalTransport()
-        from fedctl.transports.ssh import SshTransport, lookup, new_client  # paramiko is slow to import
-        from fedctl.transports.sshconfig import resolve
-
-        with self._beginning:
-            self._client = self._client or new_client()
-        return SshTransport(self._client, resolve(node, self._folder, lookup=lookup))
+    def to_each(self, nodes: Sequence[Node]) -> list[Transport]:
+        """The ways to those nodes; asks on the terminal for what unlocks their keys. Raises ConfigError."""
+        with ThreadPoolExecutor(RESOLVED_AT_ONCE) as pool:  # each may ask `ssh -G`
+            endpoints = list(pool.map(self._resolve, nodes))
+        return [self._way(endpoint) for endpoint in endpoints]
 
     def close(self) -> None:
         """Close what the ways shared."""
         if self._client is not None:
             self._client.close()
+
+    def _resolve(self, node: Node) -> "Endpoint | None":
+        """Where the node's server is; None for this machine."""
+        if node.host == "local":
+            return None
+        from fedctl.transports.ssh import lookup  # paramiko is slow to import
+        from fedctl.transports.sshconfig import resolve
+
+        return resolve(node, self._folder, lookup=lookup)
+
+    def _way(self, endpoint: "Endpoint | None") -> Transport:
+        if endpoint is None:
+            from fedctl.transports.local import LocalTransport
+
+            return LocalTransport()
+        from fedctl.transports.ssh import SshTransport, new_client
+
+        self._client = self._client or new_client()
+        return SshTransport(self._client, endpoint)

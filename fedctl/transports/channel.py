@@ -12,6 +12,8 @@ LOST = 255
 PIECE = 2**15
 PACKET_ROOM = 64
 DRAINED_S = 2.0
+ROOM_S = 120.0
+"""How long a server may give no room to send."""
 GATHERED = 2**20
 """How much is waited for at a time; a channel's window is longer, so the server goes on sending meanwhile."""
 
@@ -41,12 +43,11 @@ class Inbox:
             self._is_closed = True
             self._changed.notify()
 
-    def read(self, size: int, timeout: float | None = None) -> bytes:
-        """`size` bytes but no more than `GATHERED`, or fewer at the end; raises TimeoutError."""
+    def read(self, size: int, _timeout: float | None = None) -> bytes:
+        """`size` bytes but no more than `GATHERED`, or fewer at the end, however long that takes."""
         with self._changed:
             self._wanted = min(size, GATHERED)
-            if not self._changed.wait_for(lambda: self._size >= self._wanted or self._is_closed, timeout):
-                raise TimeoutError
+            self._changed.wait_for(lambda: self._size >= self._wanted or self._is_closed)
             missing = self._wanted
             taken: list[bytes | memoryview] = []
             while missing and self._pieces:
@@ -65,6 +66,7 @@ class ChannelProcess:
 
     def __init__(self, channel: Any, end: Callable[[], None]) -> None:
         channel.in_buffer = Inbox()
+        channel.settimeout(ROOM_S)
         self._is_killed = False
         self._channel = channel
         self._end = end
@@ -120,5 +122,11 @@ class ChannelProcess:
     def _listen(self) -> None:
         """Take stderr off the channel, which would stand still once its window is full; the end of it is kept."""
         with contextlib.suppress(Exception):  # a line that breaks says so to whoever reads stdout
-            while piece := self._channel.recv_stderr(PIECE):
+            while True:
+                try:
+                    piece = self._channel.recv_stderr(PIECE)
+                except TimeoutError:  # there was nothing to say
+                    continue
+                if not piece:
+                    return
                 self._said = (self._said + piece)[-ERRORS_KEPT:]

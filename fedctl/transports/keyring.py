@@ -68,6 +68,7 @@ class Keyring:
         self._ask = ask
         self._asking = threading.Lock()
         self._agents: dict[str, Agent] = {}
+        self._loaded: dict[tuple[Path, Path | None], Any] = {}
         self._passphrases: dict[Path, str | None] = {}
 
     def unlock(self, endpoint: Endpoint) -> None:
@@ -96,7 +97,7 @@ class Keyring:
             for certificate in (path.with_name(f"{path.name}-cert.pub"), *endpoint.certificate_files):
                 with contextlib.suppress(OSError, ValueError):  # none there, or one of another key
                     offers.append(
-                        Offer(_short(certificate), self._load(path, self._passphrases.get(path), certificate))
+                        Offer(_short(certificate), self._read(path, self._passphrases.get(path), certificate))
                     )
             if key.asbytes() not in had:
                 offers.append(Offer(_short(path), key))
@@ -118,12 +119,18 @@ class Keyring:
         found: dict[Path, Any] = {}
         for path in endpoint.identity_files:
             try:
-                found[path] = self._load(path, self._passphrases.get(path), None)
+                found[path] = self._read(path, self._passphrases.get(path), None)
             except Locked:
                 found[path] = None
             except (OSError, ValueError):
                 continue
         return found
+
+    def _read(self, path: Path, passphrase: str | None, certificate: Path | None) -> Any:
+        """A key, read once: hundreds of logins need the same, and unlocking one is slow on purpose."""
+        if (path, certificate) not in self._loaded:
+            self._loaded[path, certificate] = self._load(path, passphrase, certificate)
+        return self._loaded[path, certificate]
 
     def _of_agent(self, endpoint: Endpoint) -> Sequence[Any]:
         path = endpoint.agent
@@ -146,7 +153,7 @@ class Keyring:
                 if not (typed := self._ask(f"passphrase of {_short(path)}: ")):
                     return
                 with contextlib.suppress(Locked):
-                    self._load(path, typed, None)
+                    self._read(path, typed, None)
                     self._passphrases[path] = typed
                     return
 
@@ -176,6 +183,14 @@ def hung_up(endpoint: Endpoint, tried: Sequence[str]) -> LoginError:
     return LoginError(
         f"{endpoint.name} hung up after {len(tried)} keys were offered",
         hint="name the right one with `key:` in fed.yaml, or IdentitiesOnly and IdentityFile in ~/.ssh/config",
+    )
+
+
+def unsigned(endpoint: Endpoint, name: str) -> LoginError:
+    """What to tell somebody whose agent has a key and does not use it."""
+    return LoginError(
+        f"{endpoint.user}@{endpoint.name}: the agent does not sign with {name}",
+        hint="unlock it there (`ssh-add -l` lists what it has), or name a key file with `key:` in fed.yaml",
     )
 
 

@@ -8,10 +8,11 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from fedctl.errors import Unreachable
 from fedctl.transports.sshconfig import Endpoint
@@ -27,9 +28,14 @@ AHEAD = 2**18
 class Ear:
     """A stream that remembers when it last brought something."""
 
-    def __init__(self, stream: Any, process: "subprocess.Popen[bytes] | None" = None) -> None:
+    def __init__(
+        self, stream: Any, process: "subprocess.Popen[bytes] | None" = None, said: BinaryIO | None = None
+    ) -> None:
         self._stream = stream
         self._process = process
+        self._said = said
+        self.complaint = ""
+        """The last that a ProxyCommand said, once the line is closed."""
         self._ahead = memoryview(b"")
         self.heard_at = time.monotonic()
         self.settimeout = stream.settimeout
@@ -51,6 +57,10 @@ class Ear:
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        if self._said is not None and not self._said.closed:
+            self._said.seek(0)
+            self.complaint = self._said.read().decode(errors="replace").strip().rpartition("\n")[2][:500]
+            self._said.close()
 
 
 def connect(endpoint: Endpoint) -> Ear:
@@ -115,20 +125,22 @@ def _tune(line: socket.socket, endpoint: Endpoint) -> None:
 def _through_command(command: str) -> Ear:
     """A ProxyCommand's stdin and stdout, as one socket."""
     ours, theirs = socket.socketpair()
+    said = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the line)
     try:
         process = subprocess.Popen(
             ["sh", "-c", f"exec {command}"],
             stdin=theirs.fileno(),
             stdout=theirs.fileno(),
-            stderr=subprocess.DEVNULL,
+            stderr=said,
             start_new_session=True,
         )
     except OSError as error:
         ours.close()
+        said.close()
         raise Unreachable(f"the ProxyCommand cannot be run: {error.strerror}", stage="network") from error
     finally:
         theirs.close()
-    return Ear(ours, process)
+    return Ear(ours, process, said)
 
 
 def _where(endpoint: Endpoint) -> str:

@@ -24,7 +24,7 @@ from fedctl.records import printable
 from fedctl.transports import known_hosts, sockets
 from fedctl.transports.channel import ChannelProcess
 from fedctl.transports.client import Client, Refused, patiently
-from fedctl.transports.keyring import Keyring, Locked, hung_up, locked_out, wants_more
+from fedctl.transports.keyring import Keyring, Locked, hung_up, locked_out, unsigned, wants_more
 from fedctl.transports.sshconfig import Endpoint
 from fedctl.transports.sshoptions import config_files
 
@@ -40,10 +40,20 @@ LONG_S = 0.01
 """A round trip from which a command's output needs the longer window."""
 GREETING_S = 15.0
 OPEN_S = 20.0
+LARGEST_PACKET = 2**19
 FORBIDDEN = 1
 """RFC 4254's "administratively prohibited"."""
 
 logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)  # whatever goes wrong is raised
+
+
+class Packetizer(paramiko.packet.Packetizer):
+    """Takes no packet of any size that a server claims, before or after its key is judged."""
+
+    def read_all(self, n: int, check_rekey: bool = False) -> bytes:  # noqa: FBT001, FBT002  (paramiko's signature)
+        if n > LARGEST_PACKET:
+            raise paramiko.SSHException(f"a packet claims {n} bytes")
+        return super().read_all(n, check_rekey)
 
 
 class Line:
@@ -141,7 +151,12 @@ class Line:
             ear = self._stream()
             with self._client.logins:
                 refused = [kind for kind in PUBLIC_KEYS if kind not in (endpoint.key_algorithms or PUBLIC_KEYS)]
-                transport = paramiko.Transport(ear, WINDOW, disabled_algorithms={"pubkeys": refused})  # type: ignore[arg-type]
+                transport = paramiko.Transport(
+                    ear,  # type: ignore[arg-type]
+                    WINDOW,
+                    disabled_algorithms={"pubkeys": refused},
+                    packetizer_class=Packetizer,
+                )
                 try:
                     _greet(transport, endpoint)
                     _log_in(transport, endpoint, self._client.keyring)
@@ -150,6 +165,9 @@ class Line:
                     ear.close()
                     if isinstance(error, FedctlError) or not isinstance(error, Exception):
                         raise
+                    if ear.complaint:
+                        message = f"the ProxyCommand to {endpoint.name} said: {printable(ear.complaint)}"
+                        raise Unreachable(message, hint=f"try `ssh {endpoint.name}`") from error
                     raise _explained(error, endpoint) from error  # what a server sends wrongly may be one of any kind
         return ear, transport
 
@@ -277,6 +295,8 @@ def _log_in(transport: paramiko.Transport, endpoint: Endpoint, keyring: Keyring)
     except paramiko.BadAuthenticationType as refusal:
         allowed = refusal.allowed_types
     except paramiko.SSHException as error:
+        if "used for signing" in str(error):
+            raise unsigned(endpoint, tried[-1]) from error
         if len(tried) < 2 or transport.is_active():
             raise
         raise hung_up(endpoint, tried) from error
@@ -286,6 +306,10 @@ def _log_in(transport: paramiko.Transport, endpoint: Endpoint, keyring: Keyring)
 
 
 def _explained(error: Exception, endpoint: Endpoint) -> NodeError:
+    if "Indecipherable" in str(error):
+        return NodeError(
+            f"{endpoint.address} port {endpoint.port} answers, but it is no SSH server", hint="correct `port:`"
+        )
     if isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
         message = f"{endpoint.name} shares no algorithm with fedctl: {printable(str(error))}"
         return NodeError(message, hint="update its sshd")

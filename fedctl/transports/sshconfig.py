@@ -83,11 +83,11 @@ def resolve(node: Node, folder: Path, *, lookup: Lookup | None = None) -> Endpoi
         written = _destination(node.host)
         place = _Place(_user(node.user) or written.user, written.host, node.port or written.port)
         endpoint = _Resolver(folder, lookup).endpoint(node.host, place, _way(node.jump))
+        key = None if node.key is None else folder / _expanded("key:", node.key)
     except ConfigError as error:
         raise ConfigError(f"node {node.name}: {error.message}", hint=error.hint) from None
-    if node.key is None:
+    if key is None:
         return endpoint
-    key = folder / Path(node.key).expanduser()
     return replace(endpoint, identity_files=(key,), is_identity_given=True, identities_only=True)
 
 
@@ -231,7 +231,7 @@ def _file(option: str, text: str, tokens: Mapping[str, str]) -> str:
 
 
 def _files(option: str, texts: tuple[str, ...], tokens: Mapping[str, str]) -> tuple[Path, ...]:
-    return tuple(dict.fromkeys(Path(_file(option, text, tokens)).expanduser() for text in texts))
+    return tuple(dict.fromkeys(_expanded(option, _file(option, text, tokens)) for text in texts))
 
 
 def _agent(options: Options, tokens: Mapping[str, str]) -> str | None:
@@ -242,21 +242,28 @@ def _agent(options: Options, tokens: Mapping[str, str]) -> str | None:
         return os.environ.get("SSH_AUTH_SOCK") or None
     if re.fullmatch(r"\$\w+", value):
         return os.environ.get(value[1:]) or None
-    return str(_own(_file("IdentityAgent", value, tokens)))
+    return str(_own("IdentityAgent", _file("IdentityAgent", value, tokens)))
 
 
 def _known_hosts(options: Options, tokens: Mapping[str, str]) -> tuple[Path, ...]:
     files = (*options.every("userknownhostsfile"), *options.every("globalknownhostsfile"))
     each = (file for text in files for file in re.split(" (?=[/~])", text))  # a folder's name may have spaces
-    return tuple(_own(_file("UserKnownHostsFile", file, tokens)) for file in each)
+    return tuple(_own("UserKnownHostsFile", _file("UserKnownHostsFile", file, tokens)) for file in each)
 
 
-def _own(path: str) -> Path:
+def _own(option: str, path: str) -> Path:
     """`ssh -G` has already written the account's home for ~, which is $HOME here."""
     account = account_home()
     if account and path.startswith(f"{account}/"):
         path = "~" + path[len(account) :]
-    return Path(path).expanduser()
+    return _expanded(option, path)
+
+
+def _expanded(option: str, path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{option} {path}: there is no such account here", hint="write its path in full") from None
 
 
 def _alive_interval_s(options: Options) -> float:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from fedctl.views.show import note, show_json, show_rows
-from fedctl.views.text import clock, duration, plain
+from fedctl.views.text import clock, duration, files, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -127,6 +127,8 @@ def provisioned(done: "Provisioned", *, as_json: bool) -> None:
     for text, names in said.items():
         if text:
             note(f"{_listed(names)}: {text}")
+    if done.left_out:
+        note(f"left out: {files(done.left_out)}")
     if not done.failed:
         note("every node is ready" if done.changed else "nothing to do: every node is ready")
 
@@ -155,6 +157,7 @@ def _document(done: "Provisioned") -> dict[str, Any]:
         "federation": done.federation,
         "changed": done.changed,
         "failed": done.failed,
+        "left_out": dict(done.left_out),
         "nodes": [{"name": name, **_fields(one)} for name, one in done.nodes.items()],
     }
 

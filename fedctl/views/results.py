@@ -14,7 +14,7 @@ from fedctl.state import RunState
 from fedctl.telemetry import Preparing, Telemetry
 from fedctl.views import open_sink
 from fedctl.views.show import note, show_json, show_pairs, show_rows, show_status, show_summary
-from fedctl.views.text import printable, size
+from fedctl.views.text import files, printable, size
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -68,6 +68,7 @@ def planned(plan: "DryRun", *, as_json: bool) -> None:
             ("a round", f"{size(plan.sent)} to the nodes, {size(plan.received)} back"),
             ("the run", f"{size((plan.sent + plan.received) * federation.rounds)} in all"),
             ("code", f"{plan.bundle_files} of your files, {size(plan.bundle_size)} with fedctl's node part"),
+            *([("left out", files(plan.left_out))] if plan.left_out else []),
             *(("environment", line) for line in _environments(plan)),
         ],
         title=f"{federation.name}: what `fedctl launch` would do",

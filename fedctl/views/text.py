@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 
 _ESCAPE = re.compile(
     r"""
@@ -84,3 +85,9 @@ def duration(seconds: float) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 node`, `3 nodes`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def files(found: Mapping[str, int]) -> str:
+    """Files, and folders with their number of files: `data/ (4 files), secrets.py`."""
+    named = [f"{name} ({counted(number, 'file')})" if name.endswith("/") else name for name, number in found.items()]
+    return ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")

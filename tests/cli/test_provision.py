@@ -48,3 +48,26 @@ def test_a_wheelhouse_without_wheels_is_refused_before_anything_is_touched(fedct
     assert "wheels is no folder" in said.err
     assert "pip download" in said.err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_looks_like_code_and_stays_is_said(fedctl, tmp_path):
+    fedctl("init", "fed", "--template", "blank")
+    (tmp_path / "fed" / "data").mkdir()
+    (tmp_path / "fed" / "data" / "names.json").write_text("{}")
+    (tmp_path / "fed" / "secrets.py").write_text("")
+    assert "left out: data/ (1 file), secrets.py\n" in fedctl("provision", "-f", "fed/fed.yaml").err
+    stays = {"data/": 1, "secrets.py": 1}
+    assert fedctl("provision", "-f", "fed/fed.yaml", "--json").json["left_out"] == stays
+    assert "data/ (1 file), secrets.py" in fedctl("launch", "-f", "fed/fed.yaml", "--dry-run").out
+    assert fedctl("launch", "-f", "fed/fed.yaml", "--dry-run", "--json").json["left_out"] == stays
+
+
+def test_a_module_that_stays_is_named_where_it_is_missing(fedctl, tmp_path):
+    fedctl("init", "fed", "--template", "blank")
+    (tmp_path / "fed" / "credentials.py").write_text("")
+    model = tmp_path / "fed" / "model.py"
+    model.write_text(f"import credentials\n{model.read_text()}")
+    said = fedctl("launch", "-f", "fed/fed.yaml", "--dry-run")
+    assert said.code == 3
+    assert "No module named 'credentials'" in said.err
+    assert "credentials.py is here and goes to no node" in said.err

@@ -59,10 +59,10 @@ class Site:
         wheels = {path.name: digest(path) for path in sorted(self.wheelhouse.glob("*.whl"))}
         return Environment(python=python, requirements=requirements, wheels=wheels, wheelhouse=self.wheelhouse)
 
-    def host(self, environment):
+    def host(self, environment, identity="i"):
         work = Work(
             run="r",
-            identity="i",
+            identity=identity,
             bundle=digest(self.bundle),
             bundle_path=self.bundle,
             preload=(),
@@ -89,6 +89,9 @@ class Site:
     def made(self):
         return sorted((self.home / "env").glob("*/ready"))
 
+    def is_making(self):
+        return any(is_held(lock) for lock in (self.home / "env").glob("*.lock"))
+
     def log(self):
         return "".join(path.read_text() for path in (self.home / "env").glob("*.log"))
 
@@ -99,8 +102,7 @@ def site(tmp_path):
     yield site
     for host in site.opened:
         host.close()
-    for lock in (site.home / "env").glob("*.lock"):
-        assert until(lambda lock=lock: not is_held(lock)), "a builder is left"
+    assert until(lambda: not site.is_making()), "a builder is left"
 
 
 def until(condition, within_s=60):
@@ -222,6 +224,40 @@ def test_the_making_goes_on_without_a_line_and_is_adopted(site):
     assert site.provide(site.wants("tiny\n")).environment in ("made", "there")
     assert builder_of(site) == builder
     assert len(site.made) == 1
+
+
+def test_stopping_the_only_run_that_asked_ends_the_making_and_nobody_begins_it_anew(site):
+    write_wheel(site.wheelhouse, "tiny")
+    begun, builder = begin(site, site.host(site.wants("tiny\n"))), builder_of(site)
+    site.host(None).connection().ask("stop", run="r", identity="i")
+    assert not site.is_making()
+    assert isinstance(site.outcomes(begun)[0], InstallError)
+    assert builder_of(site) == builder
+    assert site.made == []
+
+
+def test_stopping_one_of_two_runs_that_asked_leaves_the_making_to_the_other(site):
+    write_wheel(site.wheelhouse, "tiny")
+    begun = begin(site, *(site.host(site.wants("tiny\n"), identity) for identity in "ij"))
+    assert until(lambda: len(list((site.home / "env").glob("*.asked-*"))) == 2)
+    builder = builder_of(site)
+    site.host(None).connection().ask("stop", run="r", identity="i")
+    assert [made.environment for made in site.outcomes(begun)] == ["made"] * 2
+    assert builder_of(site) == builder
+    assert not list((site.home / "env").glob("*.asked-*")), "who asked has been answered"
+
+
+def test_cleaning_a_machine_ends_what_its_own_runs_have_made_there_and_nothing_of_others(site):
+    write_wheel(site.wheelhouse, "tiny")
+    begin(site, site.host(site.wants("tiny\n"), "i-python3"))
+    connection = site.host(None).connection()
+    with pytest.raises(NodeError, match="an environment is being made there"):
+        connection.ask("stop_all", identities=["j"], force=False)
+    assert site.is_making()
+    connection.ask("stop_all", identities=["i"], force=False)
+    assert not site.is_making()
+    connection.ask("remove_all")
+    assert not (site.home / "env").exists()
 
 
 def test_the_name_of_a_wheel_is_no_path(site):

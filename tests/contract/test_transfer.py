@@ -168,6 +168,21 @@ def test_an_upload_over_a_line_that_breaks_all_the_time_arrives(transport, conne
     assert there.read_bytes() == CONTENT
 
 
+def test_an_upload_goes_on_though_the_agent_of_a_dead_line_knows_nothing_of_it(connect, source, there):
+    dead = connect()
+    for offset in range(0, 3 * MB, MB):
+        dead.ask("put", CONTENT[offset : offset + MB], digest=BLOB.digest, size=BLOB.size, offset=offset)
+    assert transfer.put(connect(), BLOB, source) == BLOB.size - 3 * MB
+    assert there.read_bytes() == CONTENT
+
+
+def test_wrong_bytes_that_another_agent_holds_cost_one_more_try(connect, source, there):
+    wrong = connect()
+    wrong.ask("put", b"!" * MB, digest=BLOB.digest, size=BLOB.size, offset=0)
+    assert transfer.put(connect(), BLOB, source) == BLOB.size
+    assert there.read_bytes() == CONTENT
+
+
 def test_blocks_over_several_lines_need_not_come_again(transport, connect, source, there, monkeypatch):
     distant(monkeypatch)
     connection = connect()

@@ -4,14 +4,16 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fedctl.errors import NodeError, Unreachable
+from fedctl.errors import LoginError, NodeError, Unreachable
 from fedctl.transports import client, sockets, ssh
+from tests.bed import keys
 
 
 def packet(payload):
@@ -151,3 +153,26 @@ def test_a_proxy_command_is_killed_once(home, plain, open_on, monkeypatch):
     for _ in range(3):
         line.sock.close()
     assert len(killed) == 1
+
+
+def test_a_proxy_command_that_fails_is_quoted_at_once(home, plain, open_on):
+    home.alias("no-way", plain, ProxyCommand="sh -c 'echo the tunnel is closed >&2; exit 3'")
+    before = time.monotonic()
+    with pytest.raises(Unreachable, match="the ProxyCommand to no-way said: the tunnel is closed"):
+        open_on("no-way", "true")
+    assert time.monotonic() - before < client.PATIENCE_S / 2
+
+
+def test_a_packet_of_gigabytes_is_not_waited_for(home, plain, open_on, stranger):
+    with pytest.raises(NodeError, match="a packet claims"):
+        open_on("plain", "true", port=stranger(INVITATION + struct.pack(">IB", 2**31 + 4, 4) + bytes(2**16)))
+
+
+def test_an_agent_that_does_not_sign_is_named(home, plain, open_on, monkeypatch, tmp_path):
+    with keys.agent(tmp_path / "socket", plain.key) as environment:
+        monkeypatch.setenv("SSH_AUTH_SOCK", environment["SSH_AUTH_SOCK"])
+        home.alias("by-agent", plain, IdentityFile=None, IdentitiesOnly="no")
+        for words in (["-D"], ["-c", str(plain.key)]):  # a key whose use nobody is there to confirm
+            subprocess.run(["ssh-add", *words], env={**os.environ, **environment}, check=True, capture_output=True)
+        with pytest.raises(LoginError, match="the agent does not sign with a key of the agent"):
+            open_on("by-agent", "true")

@@ -1,5 +1,6 @@
 import ast
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -13,6 +14,7 @@ import sys
 import tarfile
 import threading
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
@@ -140,13 +142,39 @@ class TestBlobs:
     def test_two_agents_that_are_sent_one_blob_do_not_touch_each_others_bytes(self, blobs):
         other = Blobs(blobs.folder)
         blobs.put(DIGEST, len(DATA), 0, DATA[:5000])
-        assert other.stat(DIGEST) == {"whole": False, "size": 0}
+        assert other.stat(DIGEST) == {"whole": False, "size": 5000}
         other.put(DIGEST, len(DATA), 0, b"wrong" * 1000)
         other.put(DIGEST, len(DATA), 5000, DATA[5000:6000])
         assert blobs.put(DIGEST, len(DATA), 5000, DATA[5000:])["whole"]
         assert other.put(DIGEST, len(DATA), 6000, DATA[6000:]) == {"whole": True, "size": len(DATA)}
         assert blobs.path(DIGEST).read_bytes() == DATA
         assert [path.name for path in blobs.folder.iterdir()] == [DIGEST]
+
+    @pytest.mark.parametrize("own", [0, 10])
+    def test_an_agent_goes_on_where_another_is_whose_line_may_be_dead(self, blobs, own, monkeypatch):
+        blobs.folder.mkdir()
+        (blobs.folder / f"{DIGEST}.part").write_bytes(b"!" * own)
+        dead, other = Blobs(blobs.folder), Blobs(blobs.folder)
+        dead.put(DIGEST, len(DATA), 0, DATA[:5000])
+        (blobs.folder / f"{DIGEST}.part1").write_bytes(b"!" * own)
+        read = []
+        monkeypatch.setattr(agent, "sha256", lambda file, size: read.append(size) or hashlib.sha256(DATA[:size]))
+        assert blobs.stat(DIGEST) == {"whole": False, "size": 5000}
+        assert blobs.put(DIGEST, len(DATA), 5000, DATA[5000:6000]) == {"whole": False, "size": 6000}
+        assert other.stat(DIGEST) == {"whole": False, "size": 6000}, "the longest counts"
+        assert blobs.put(DIGEST, len(DATA), 6000, DATA[6000:]) == {"whole": True, "size": len(DATA)}
+        assert blobs.path(DIGEST).read_bytes() == DATA
+        assert read == [0], "what was copied was hashed as it came"
+        end(dead)
+
+    def test_wrong_bytes_that_another_agent_holds_are_copied_once(self, blobs):
+        other = Blobs(blobs.folder)
+        other.put(DIGEST, len(DATA), 0, b"!" * 5000)
+        with pytest.raises(Refused, match="are not those of"):
+            blobs.put(DIGEST, len(DATA), 5000, DATA[5000:])
+        assert blobs.stat(DIGEST) == {"whole": False, "size": 0}
+        assert blobs.put(DIGEST, len(DATA), 0, DATA)["whole"]
+        end(other)
 
     def test_a_hash_is_made_as_bytes_come_and_not_again(self, blobs, monkeypatch):
         read = []
@@ -197,9 +225,9 @@ class TestBlocks:
             agents[0].put_block(self.DIGEST, *self.block(number))
         assert agents[0].seal(self.DIGEST)["whole"]
 
-    def test_what_another_agent_writes_in_order_is_left_to_it(self, agents):
+    def test_what_another_agent_writes_in_order_is_copied_and_left_to_it(self, agents):
         agents[0].put(self.DIGEST, self.SIZE, 0, self.DATA[:-1])
-        assert agents[1].split(self.DIGEST, self.SIZE) == self.ALL
+        assert agents[1].split(self.DIGEST, self.SIZE)["missing"] == [[2, 3]]
         assert agents[0].put(self.DIGEST, self.SIZE, self.SIZE - 1, self.DATA[-1:])["whole"]
         assert agents[1].seal(self.DIGEST)["whole"]
 
@@ -218,6 +246,16 @@ class TestBlocks:
         assert not list(agents[0].folder.iterdir())
         with pytest.raises(Refused, match="does not come in blocks"):
             agents[0].put_block(self.DIGEST, *self.block(0))
+
+    def test_wrong_bytes_that_another_agent_holds_are_split_once(self, agents):
+        agents[0].put(self.DIGEST, self.SIZE, 0, b"!" * agent.BLOCK)
+        assert agents[1].split(self.DIGEST, self.SIZE)["missing"] == [[1, 3]]
+        for number in (1, 2):
+            agents[1].put_block(self.DIGEST, *self.block(number))
+        with pytest.raises(Refused, match="are not those of"):
+            agents[1].seal(self.DIGEST)
+        assert agents[1].split(self.DIGEST, self.SIZE) == self.ALL
+        end(agents[0])
 
     def test_whoever_opened_the_file_before_it_was_sealed_writes_nothing_more(self, agents):
         agents[0].split(self.DIGEST, self.SIZE)
@@ -315,7 +353,8 @@ class TestRun:
 
     def test_two_machines_with_one_home_get_two_folders(self, tmp_path, monkeypatch):
         here = Run.claim(tmp_path, "one", "aaaa").path
-        monkeypatch.setattr("platform.node", lambda: "another")
+        system = os.uname()
+        monkeypatch.setattr("os.uname", lambda: os.uname_result((system[0], "another", *system[2:])))
         assert Run.claim(tmp_path, "one", "aaaa").path != here
 
     def test_agents_that_claim_at_the_same_time_agree(self, tmp_path):
@@ -385,6 +424,26 @@ class TestRun:
             assert run.result(KEY) == {}
 
 
+def until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def ended(pid):
+    """Wait until a process has gone, or is a zombie that nobody reaps."""
+
+    def is_gone():
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
+        except FileNotFoundError:
+            return True
+
+    until(is_gone)
+    return True
+
+
 class TestKilling:
     @pytest.fixture
     def stranger(self):
@@ -419,10 +478,54 @@ class TestKilling:
         stale.parent.mkdir()
         stale.write_text("1234567")
         there = []
-        monkeypatch.setattr(agent.subprocess, "Popen", lambda *_, **__: there.append(stale.exists()) or sys.exit())
+        monkeypatch.setattr("subprocess.Popen", lambda *_, **__: there.append(stale.exists()) or sys.exit())
         with pytest.raises(SystemExit):
-            environments.make(needs, tmp_path, Blobs(tmp_path / "blobs"))
+            environments.make(needs, tmp_path, Blobs(tmp_path / "blobs"), "aaaa")
         assert there == [False]
+
+    @pytest.mark.parametrize("what", ["worker", "builder"])
+    def test_what_cannot_be_written_down_is_ended(self, tmp_path, monkeypatch, what):
+        begun, write_whole = [], agent.write_whole
+
+        class Popen(subprocess.Popen):
+            def __init__(self, _, **given):
+                super().__init__(["sleep", "60"], **given)
+                begun.append(self)
+
+        def fill(path, data, **durable):
+            if path.suffix == ".pid":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write_whole(path, data, **durable)
+
+        monkeypatch.setattr("subprocess.Popen", Popen)
+        monkeypatch.setattr(agent, "write_whole", fill)
+        spec = {"python": sys.executable, "bundle": "0" * 64, "cwd": "/"}
+        needs = {"python": "{}.{}".format(*sys.version_info), "requirements": "", "wheels": {}}
+        run, environments = Run.claim(tmp_path, "one", "aaaa"), agent.Environments(tmp_path)
+        begin = {
+            "worker": lambda: run.start_worker(tmp_path, spec),
+            "builder": lambda: environments.make(needs, tmp_path, Blobs(tmp_path / "blobs"), "aaaa"),
+        }
+        with pytest.raises(OSError, match="No space left"):
+            begin[what]()
+        assert [process.returncode for process in begun] == [-signal.SIGKILL]
+        assert not [lock for lock in tmp_path.glob("**/*.lock") if is_held(lock)]
+
+    def test_a_command_that_takes_too_long_is_ended_with_what_it_started(self, tmp_path):
+        command = ["sh", "-c", f"sleep 60 & echo $! > {tmp_path}/pid; wait"]
+        began = time.monotonic()
+        with pytest.raises(OSError, match="took longer than"):
+            agent.output_of(command, 0.5)
+        assert time.monotonic() - began < 30
+        assert ended(int((tmp_path / "pid").read_text()))
+
+    def test_a_command_whose_agent_was_killed_ends_by_itself(self, tmp_path):
+        code = "import sys; sys.path.insert(0, sys.argv[1]); from agent import output_of; output_of(sys.argv[2:], 1)"
+        slow = ["sh", "-c", f"echo $$ > {tmp_path}/part; mv {tmp_path}/part {tmp_path}/pid; exec sleep 60"]
+        with subprocess.Popen([sys.executable, "-c", code, str(SOURCE.parent), *slow]) as process:
+            until((tmp_path / "pid").exists)
+            process.kill()
+        assert ended(int((tmp_path / "pid").read_text()))
 
     def test_stopping_or_cancelling_a_run_with_stale_numbers_kills_no_stranger(self, tmp_path, stranger):
         run = Run.claim(tmp_path, "one", "aaaa")
@@ -467,6 +570,12 @@ class TestUnpacking:
         assert (folder / "a/b/c.py").read_bytes() == b"pass"
         assert (folder / "empty").is_dir()
         assert "error" not in unpack(content)[0], "a second time is no matter"
+
+    def test_a_bundle_that_is_there_survives_a_loss_of_power(self, unpack, monkeypatch):
+        durable, fsync = set(), os.fsync
+        monkeypatch.setattr("os.fsync", lambda file: durable.add(os.fstat(file).st_ino) or fsync(file))
+        _, folder = unpack(self.packed(("a/b.py", b"pass", tarfile.REGTYPE, ""), ("c", b"", tarfile.REGTYPE, "")))
+        assert {path.stat().st_ino for path in folder.rglob("*") if path.is_file()} <= durable
 
     @pytest.mark.parametrize(
         "entry",
@@ -518,6 +627,20 @@ class TestAgent:
 
     def test_the_home_is_private(self, served):
         assert served.home.stat().st_mode & 0o777 == 0o700
+
+    def test_a_home_that_was_there_keeps_its_rights_and_what_comes_into_it_is_private(self, tmp_path):
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home").chmod(0o755)
+        (tmp_path / "home/thesis.tex").touch()
+        served = Served(tmp_path / "home")
+        content = TestUnpacking.packed(("a/b.py", b"pass", tarfile.REGTYPE, ""))
+        digest = hashlib.sha256(content).hexdigest()
+        served.ask("put", content, digest=digest, size=len(content), offset=0)
+        assert served.ask("unpack", digest=digest) == {}
+        served.ask("list", **RUN)
+        rights = {path.name: path.stat().st_mode & 0o777 for path in served.home.iterdir() if path.is_dir()}
+        assert rights == dict.fromkeys(("blobs", "bundle", "runs"), 0o700)
+        assert served.home.stat().st_mode & 0o777 == 0o755
 
     @given(
         header=st.dictionaries(
@@ -599,7 +722,7 @@ class TestAgent:
             raise KeyboardInterrupt(path)
 
         with monkeypatch.context() as patched:
-            patched.setattr(agent.shutil, "rmtree", die)
+            patched.setattr("shutil.rmtree", die)
             for folder in (bundle, environment):
                 with pytest.raises(KeyboardInterrupt):
                     agent.discard(folder)
@@ -668,6 +791,20 @@ class TestAgent:
         assert served.sent[0][0]["result"]["error"] == "the process that worked on the task is gone"
         assert served.sent[0][0]["result"]["retryable"]
 
+    def test_the_queue_of_a_run_is_listed_once_a_look(self, served, monkeypatch):
+        monkeypatch.setattr(agent, "LIVENESS_S", 0.0)
+        run, listed = served.agent.run(RUN), []
+        for number in range(3):
+            key = f"r0001/n{number}/a1"
+            run.accept(key, TASK)
+            run.unqueue(key)
+            (run.folder(key) / "pid").write_text("1")
+            served.agent.watched["aaaa", key] = agent.Watch({})
+        queued = run.queued
+        monkeypatch.setattr(run, "queued", lambda: listed.append(1) or queued())
+        served.agent.look()
+        assert len(listed) == 1
+
     def test_a_task_that_an_agent_did_not_come_to_queue_is_queued(self, served, monkeypatch):
         monkeypatch.setattr(agent, "LIVENESS_S", 0.0)
         run = served.agent.run(RUN)
@@ -718,6 +855,25 @@ class TestAgent:
         assert answer["packages"] == {"pytest": pytest.__version__, "no-such-package": None}
         assert "does not run" in served.ask("probe", python="/no/python", packages=[])["error"]
         assert "does not run" in served.ask("probe", python="/bin/false", packages=[])["error"]
+
+    def test_a_probe_says_what_importlib_metadata_says(self, served, tmp_path, monkeypatch):
+        for path, content in {
+            "old_one-1.0.post1-py3.11.egg-info/PKG-INFO": "Name: old-one\nVersion: 1.0.post1\n",
+            "one_file-2.0-py3.11.egg-info": "Name: one-file\nVersion: 2.0\n",
+            "developed.egg-info/PKG-INFO": "Metadata-Version: 2.1\nName: developed\nVersion: 3.0+git\n\nVersion: 9",
+            "Zope.Dotted-4.1.dist-info/METADATA": "Name: Zope.Dotted\nVersion: 4.1\n",
+        }.items():
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            (tmp_path / path).write_text(content)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.syspath_prepend(tmp_path)
+        given = ["old-one", "one_file", "developed", "zope.dotted", "Zope_Dotted"]
+        installed = {one.metadata["Name"]: one.version for one in metadata.distributions()}
+        assert len(installed) > 20
+        packages = [*given, *installed, "no-such-package"]
+        answer = served.ask("probe", python=sys.executable, packages=packages)["packages"]
+        assert answer.pop("no-such-package") is None
+        assert answer == {name: metadata.version(name) for name in answer}
 
 
 def pythons() -> dict[str, str]:

@@ -1,7 +1,9 @@
 import ast
+import errno
 import hashlib
 import io
 import os
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -61,6 +63,17 @@ def test_the_users_code_and_the_node_part_are_in_it(folder):
         "secrets.yaml",
         "credentials.json",
         "api-token.txt",
+        "token.json",
+        "tokens.txt",
+        "tokeninfo.json",
+        "tokenizer_token.json",
+        "db_password.ini",
+        "id_rsa.txt",
+        "secrets.py",
+        "lib/credentials.py",
+        "secrets/hospital.yaml",
+        "data/__init__.py",
+        "Data/rows.json",
         "server.p12",
         "runs/one/run.json",
         ".env",
@@ -85,6 +98,75 @@ def test_data_and_secrets_and_leftovers_stay_at_home(folder, name):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("secret")
     assert f"project/{name}" not in members(bundle.pack(federation(folder)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer.py",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "secret_sharing.py",
+        "id_mapping.py",
+        "password_head.py",
+    ],
+)
+def test_code_about_secrets_is_code(folder, name):
+    (folder / name).write_text("code")
+    assert f"project/{name}" in members(bundle.pack(federation(folder)))
+    assert bundle.left_out(folder) == {}
+
+
+def fill(folder, *files):
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+
+
+def test_what_looks_like_code_and_stays_is_told(folder):
+    fill(
+        folder,
+        "data/__init__.py",
+        "data/deep/labels.json",
+        "data/rows.csv",
+        "lib/data/x.py",
+        "secrets.py",
+        "tokens.txt",
+    )
+    assert bundle.left_out(folder) == {"data/": 2, "secrets.py": 1, "tokens.txt": 1, "lib/data/": 1}
+
+
+def test_what_nobody_misses_is_not_told(folder, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    fill(outside, "rows.json")
+    (folder / "data").symlink_to(outside)
+    fill(folder, "fed.yaml", "known_hosts", "build/x.py", "secrets.py", ".hidden/x.py", "runs/one/run.json")
+    fill(folder, "env/pyvenv.cfg", "env/lib/x.py", "lib/__pycache__/x.py", "lib/data/rows.csv", "x.egg-info/names.txt")
+    (folder / ".gitignore").write_text("build/\nsecrets.py\n")
+    assert bundle.left_out(folder) == {}
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("data.loader", "data/ is here and goes to no node"),
+        ("data", "data/ is here"),
+        ("secrets", "secrets.py is here"),
+        ("lib.own.net", "lib/own/ is here"),
+        ("lib.net", "lib/net.py is here"),
+        ("wandb", None),
+        ("torch", None),
+        ("lib.nothing", None),
+        ("x" * 5000, None),
+        ("..x", None),
+    ],
+)
+def test_a_module_that_stays_explains_why_it_is_missing_there(folder, named, said):
+    (folder / "data.py").unlink()
+    fill(folder, "data/loader.py", "secrets.py", "lib/own/net.py", "lib/net.py", "wandb/run/x.py")
+    (folder / ".gitignore").write_text("net.py\nwandb/\n")
+    hint = bundle.explain_missing(folder, f"model.py:1: ModuleNotFoundError: No module named '{named}'")
+    assert hint is None if said is None else hint.startswith(said)
 
 
 def test_links_and_pipes_are_not_followed(folder, tmp_path_factory):
@@ -196,3 +278,64 @@ def test_gitignore_brings_nothing_back_that_never_travels(folder):
     for name in ("secrets.yaml", ".env", "data/rows.json", "model.ckpt"):
         (folder / name).write_text("secret")
     assert names(folder) == {"model.py", "data.py", "lib/__init__.py"}
+
+
+class TestInARepository:
+    """What git ignores above the folder counts too; held against git itself."""
+
+    FILES = frozenset({"model.py", "notes.txt", "lib/net.py", "lib/notes.txt"})
+
+    @pytest.fixture
+    def repository(self, folder):
+        """`fed/` with the user's files in a repository."""
+        fill(folder / "work" / "fed", *self.FILES)
+        subprocess.run(["git", "init", "--quiet", folder / "work"], check=True)
+        return folder / "work"
+
+    @pytest.mark.parametrize(
+        ("rules", "gone"),
+        [
+            ({".gitignore": "notes.txt"}, {"notes.txt", "lib/notes.txt"}),
+            ({".gitignore": "/fed/notes.txt"}, {"notes.txt"}),
+            ({".gitignore": "fed/lib/"}, {"lib/net.py", "lib/notes.txt"}),
+            ({".gitignore": "notes.txt", "fed/.gitignore": "!/notes.txt"}, {"lib/notes.txt"}),
+            ({".git/info/exclude": "notes.txt"}, {"notes.txt", "lib/notes.txt"}),
+            ({".git/info/exclude": "*.txt", ".gitignore": "!/fed/notes.txt"}, {"lib/notes.txt"}),
+            ({".gitignore": "*\n!*/\n!*.py"}, {"notes.txt", "lib/notes.txt"}),
+            ({".gitignore": "*\n!fed/\n!lib/\n!model.py"}, {"notes.txt", "lib/net.py", "lib/notes.txt"}),
+            ({"fed/.gitignore": "*\n!*/\n!*.py"}, {"notes.txt", "lib/notes.txt"}),
+            ({"fed/.gitignore": "lib/*\n!lib/net.py"}, {"lib/notes.txt"}),
+            ({"fed/.gitignore": "lib\n!lib/net.py"}, {"lib/net.py", "lib/notes.txt"}),
+            ({"fed/.gitignore": "lib/**\n!**/net.*"}, {"lib/notes.txt"}),
+            ({".gitignore": "!\n\\\n/fed/notes.txt"}, {"notes.txt"}),
+        ],
+    )
+    def test_the_rules_above_count(self, repository, rules, gone):
+        for name, text in rules.items():
+            (repository / name).write_text(text)
+        command = ["git", "-c", "core.excludesFile=", "ls-files", "--others", "--exclude-standard", ":!*.gitignore"]
+        seen = subprocess.run(command, cwd=repository / "fed", capture_output=True, text=True, check=True)
+        assert names(repository / "fed") == self.FILES - gone == set(seen.stdout.split())
+
+    @pytest.mark.parametrize("rules", ["fed/", "/fed", "*", "fed/\n*.md"])
+    def test_a_folder_that_is_ignored_as_a_whole_was_asked_for_all_the_same(self, repository, rules):
+        (repository / ".gitignore").write_text(rules)
+        assert names(repository / "fed") == self.FILES
+        (repository / ".gitignore").write_text(f"{rules}\nnotes.txt")
+        assert names(repository / "fed") == {"model.py", "lib/net.py"}
+
+    def test_what_is_above_the_repository_or_beside_the_folder_does_not_count(self, repository):
+        (repository.parent / ".gitignore").write_text("*.py")
+        fill(repository, "other/model.py")
+        (repository / "other" / ".gitignore").write_text("*.py")
+        assert names(repository / "other" / ".." / "fed") == self.FILES
+
+    def test_a_gitignore_that_cannot_be_read_is_an_error(self, repository, monkeypatch):
+        def refuse(path, **_):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+        (repository / ".gitignore").write_text("x")
+        (repository / ".git" / "info" / "exclude").unlink(missing_ok=True)
+        monkeypatch.setattr(Path, "read_text", refuse)  # root may read everything
+        with pytest.raises(ConfigError, match=r"work/\.gitignore: cannot be read: Permission denied"):
+            names(repository / "fed")

@@ -145,6 +145,13 @@ class TestEnvironments:
             environments(described)
         assert "`pip download --dest" in caught.value.hint
 
+    def test_a_wheelhouse_of_an_unknown_account_is_refused(self, tmp_path):
+        described = federation(tmp_path, Node(name="far", host="far.example.org", wheelhouse="~no-such-account/wheels"))
+        with pytest.raises(
+            ConfigError, match="node far: wheelhouse: ~no-such-account/wheels: there is no such account"
+        ):
+            environments(described)
+
 
 def test_what_is_asked_for_is_plain():
     environment = Environment(python="3.11", requirements="torch\n")

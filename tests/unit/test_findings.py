@@ -204,3 +204,9 @@ def test_a_figure_that_is_none_is_nothing(value):
 def test_an_endless_memory_of_a_gpu_ends_nothing():
     card = {**A100, "memory": "9" * 999}
     assert findings.accelerator(NODE, FACTS, {"gpus": [card]}).passed
+
+
+def test_a_failed_import_whose_cause_is_known_here_has_that_remedy():
+    failed = {"present": True, "failure": "ModuleNotFoundError: No module named 'x'"}
+    assert "requirements.txt" in findings.trial(failed).remedy
+    assert findings.trial(failed, "x.py stays").remedy == "x.py stays"

@@ -74,3 +74,32 @@ def test_files_go_where_the_node_keeps_them(environment, tmp_path, asked, kept):
     assert (tmp_path / kept / f"agent-{digest[:12]}.py").read_bytes() == source
     assert (tmp_path / kept).stat().st_mode & 0o777 == 0o700
     assert run(remote.serve_agent(sys.executable, digest, home), environment).stdout == f"{tmp_path}/{kept}\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("PermissionError: [Errno 13] Permission denied: '/srv/fed'", "permission denied (/srv/fed)"),
+        ("OSError: [Errno 30] Read-only file system: '/srv/fed'", "read-only file system (/srv/fed)"),
+        ("OSError: [Errno 28] No space left on device", "no space left on device"),
+        ("OSError: [Errno 122] Disk quota exceeded", "disk quota exceeded"),
+        ("PermissionError: [Errno 1] Operation not permitted: '/srv'", "operation not permitted (/srv)"),
+        ("banner: [Errno 2] no such thing\nOSError: [Errno 28] No space left on device", "no space left on device"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_told(said, reason):
+    error = remote.explain("python3", 1, "", said)
+    assert error.message == f"fedctl cannot keep its files there: {reason}"
+    assert "`home:`" in error.hint
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "FileNotFoundError: [Errno 2] No such file or directory: '/usr/lib/python3.9/encodings'",
+        "OSError: [Errno 12] Cannot allocate memory",
+        "bash: warning: setlocale: LC_ALL: cannot change locale",
+    ],
+)
+def test_any_other_error_is_left_to_its_own_words(said):
+    assert remote.explain("python3", 1, "", said) is None

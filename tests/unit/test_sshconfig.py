@@ -245,6 +245,16 @@ def test_what_a_node_says_stands_above_the_configuration(home, config):
     assert to("ssh://root@bob:22", user="fed", port=23).port == 23
 
 
+def test_a_key_of_an_unknown_account_is_refused():
+    said = refusal(key="~no-such-account/k").message
+    assert said == "node alice: key: ~no-such-account/k: there is no such account here"
+
+
+def test_a_file_of_an_unknown_account_is_refused(config):
+    config("Host bob\nCertificateFile ~no-such-account/k\n")
+    assert refusal().message == "node alice: CertificateFile ~no-such-account/k: there is no such account here"
+
+
 def test_a_user_may_be_of_a_domain():
     assert to("bob", user="LAB\\fed").user == "LAB\\fed"
 
