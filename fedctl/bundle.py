@@ -186,21 +186,21 @@ class _Ignored:
     def names(self, path: Path, *, is_folder: bool = False) -> bool:
         for parent in path.parents:
             if spec := self._specs.get(parent):
-                name = path.relative_to(parent).as_posix()
-                said = spec.check_file(f"{name}/").include if is_folder else _said_of_file(spec, name)
+                said = _said(spec, path.relative_to(parent).as_posix(), is_folder=is_folder)
                 if said is not None:
                     return said
         return False
 
 
-def _said_of_file(spec: "GitIgnoreSpec", name: str) -> bool | None:
-    """What the last rule for a file says; its folders have been asked about, and what is said of those counts no more.
+def _said(spec: "GitIgnoreSpec", name: str, *, is_folder: bool) -> bool | None:
+    """What the last rule for a path says.
 
-    pathspec marks what it found through a folder; taken for the file's, `!*/` would bring back all that `*` ignores.
+    A file's folders have been asked about before, so what pathspec marks as found through one of them counts no more:
+    else `!*/` would bring back each file that `*` ignores.
     """
     for pattern in reversed(spec.patterns):
-        found = pattern.match_file(name)
-        if found and found.match.groupdict().get("ps_d") is None:
+        found = pattern.match_file(f"{name}/" if is_folder else name)
+        if found and (is_folder or found.match.groupdict().get("ps_d") is None):
             return pattern.include
     return None
 
