@@ -55,7 +55,7 @@ def tell_version(python: str) -> Sequence[str]:
 
 _NUMBERED = re.compile(r"\[Errno (\d+)\] ([^:\n]*)(?:: '([^'\n]*)')?")
 _VERSION = re.compile(r"\b(\d+)\.(\d+)(?:\.\d+)?\S*")
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
 _MAY_NOT_WRITE = (errno.EACCES, errno.EPERM)
 """Before the agent runs nothing but its own folder is touched."""
 
