@@ -1,5 +1,7 @@
 """`clean --nodes`: after it no process and no file of fedctl on the nodes, and nobody else's are touched."""
 
+import json
+import os
 import signal
 import subprocess
 import time
@@ -104,6 +106,8 @@ def test_an_environment_that_is_being_made_is_ended_by_force_alone(tmp_path):
     lock.parent.mkdir(parents=True)
     builder = subprocess.Popen(["flock", str(lock), "sleep", "99"], start_new_session=True)
     lock.with_suffix(".pid").write_text(str(builder.pid))
+    lock.with_suffix(".json").write_text(json.dumps({"machine": os.uname().nodename}))
+    lock.with_suffix(".asked-stranger").touch()
     hosts = a_federation(tmp_path, Node(name="a", home=str(home)))
     try:
         host = hosts.of("a")

@@ -80,8 +80,8 @@ def test_a_detached_run_is_watched_from_elsewhere_and_finishes(place, gates):
         read_until(log, "==> r0002/alice/a1 <==")
         read_until(log, "training number 2")
         gates["alice"].open(2)
-        assert "run finished" in status.communicate(timeout=60)[0]
-        log.communicate(timeout=30)
+        assert "run finished" in status.communicate(timeout=240)[0]
+        log.communicate(timeout=120)
         assert (log.returncode, status.returncode) == (0, 0)
     finally:
         log.kill()

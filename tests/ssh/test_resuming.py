@@ -49,7 +49,7 @@ def run(make_place, tmp_path_factory):
             relay.cut_after(BREAK_AT, "down")
         for name in NODES:
             gates[name].open(1)
-        said, _ = coordinator.communicate(timeout=100)
+        said, _ = coordinator.communicate(timeout=240)
         assert coordinator.returncode == 0, said
         for name, relay in relays.items():
             came[name] += relay.carried("down")

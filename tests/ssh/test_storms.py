@@ -96,7 +96,7 @@ def storm(make_place, tmp_path_factory):
         try:
             for strike in STRIKES:
                 storm.hit(strike)
-            said, _ = storm.coordinator.communicate(timeout=60)
+            said, _ = storm.coordinator.communicate(timeout=240)
             assert storm.coordinator.returncode == 0, said
         finally:
             storm.coordinator.kill()
@@ -181,7 +181,7 @@ def rebooted(make_place, tmp_path_factory):
         assert worker_of(alice, RUN) != worker
         bed.heal(bob)
         gates[0].open(2)
-        said, _ = coordinator.communicate(timeout=60)
+        said, _ = coordinator.communicate(timeout=240)
         assert coordinator.returncode == 0, said
         yield place
 

@@ -146,8 +146,8 @@ def test_a_proxy_command_is_killed_once(home, plain, open_on, monkeypatch):
     """By the second time its number may be a stranger's."""
     killed, kill = [], os.killpg
     monkeypatch.setattr(os, "killpg", lambda *group: (killed.append(group), kill(*group)))
-    home.alias("by-command", plain, ProxyCommand=f"ssh -F {home.config} -W %h:%p plain")
-    process = open_on("by-command", "true")
+    home.alias("killed-once", plain, ProxyCommand=f"ssh -F {home.config} -W %h:%p plain")
+    process = open_on("killed-once", "true")
     assert process.wait() == 0
     line = process._end.args[0].transport
     for _ in range(3):
@@ -171,8 +171,8 @@ def test_a_packet_of_gigabytes_is_not_waited_for(home, plain, open_on, stranger)
 def test_an_agent_that_does_not_sign_is_named(home, plain, open_on, monkeypatch, tmp_path):
     with keys.agent(tmp_path / "socket", plain.key) as environment:
         monkeypatch.setenv("SSH_AUTH_SOCK", environment["SSH_AUTH_SOCK"])
-        home.alias("by-agent", plain, IdentityFile=None, IdentitiesOnly="no")
+        home.alias("unsigned", plain, IdentityFile=None, IdentitiesOnly="no")
         for words in (["-D"], ["-c", str(plain.key)]):  # a key whose use nobody is there to confirm
             subprocess.run(["ssh-add", *words], env={**os.environ, **environment}, check=True, capture_output=True)
         with pytest.raises(LoginError, match="the agent does not sign with a key of the agent"):
-            open_on("by-agent", "true")
+            open_on("unsigned", "true")
