@@ -273,7 +273,7 @@ def raise_if_failed(state: RunState) -> None:
         raise RunError(
             state.reason or "the run failed",
             hint=f"{look}`fedctl launch --resume {state.run}` tries again with the same code; "
-            "changed code needs a new `fedctl launch`",
+            "changed code, or a changed fed.yaml, needs a new `fedctl launch`",
         )
 
 

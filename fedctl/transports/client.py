@@ -139,7 +139,13 @@ class Client:
 
     def way(self, bastion: Endpoint, target: Endpoint) -> Any:
         """A stream from a bastion on to a server behind it."""
-        line = self._line(bastion, 0)
+        try:
+            line = self._line(bastion, 0)
+        except NodeError as error:
+            what = f"the bastion {bastion.name}: "
+            if not error.message.startswith(what):  # the failure of one is told to all behind it
+                error.message = what + error.message
+            raise
         try:
             return line.open_way(target.address, target.port)
         except Refused as refusal:

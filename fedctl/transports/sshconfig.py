@@ -88,6 +88,8 @@ def resolve(node: Node, folder: Path, *, lookup: Lookup | None = None) -> Endpoi
         raise ConfigError(f"node {node.name}: {error.message}", hint=error.hint) from None
     if key is None:
         return endpoint
+    if not key.exists():
+        raise ConfigError(f"node {node.name}: key: there is no {key}", hint="correct `key:` in fed.yaml")
     return replace(endpoint, identity_files=(key,), is_identity_given=True, identities_only=True)
 
 

@@ -70,8 +70,10 @@ def ask(unknown: Sequence["Unknown"], *, yes: bool) -> bool:
 
     Raises UsageError where there is nobody to ask.
     """
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")  # the progress line
     for one in unknown:
-        note(f"{_named(one.nodes)}: {one.key.name} shows {one.key.type} {one.key.fingerprint}")
+        note(f"{_named(one.nodes)}: {one.key.name} shows {one.key.type}\n  {one.key.fingerprint}")
     note(
         "compare each with what its owner reads out there: `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` "
         "(or the file of its kind)"
@@ -85,7 +87,9 @@ def ask(unknown: Sequence["Unknown"], *, yes: bool) -> bool:
         )
     sys.stderr.write(f"accept {'this key' if len(unknown) == 1 else f'these {len(unknown)} keys'}? [y/N] ")
     sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    is_accepted = sys.stdin.readline().strip().lower() in ("y", "yes")
+    note("kept in known_hosts beside fed.yaml" if is_accepted else "nothing was accepted")
+    return is_accepted
 
 
 def _table(lines: Mapping[str, tuple[str, ...]]) -> None:

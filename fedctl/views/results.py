@@ -183,6 +183,8 @@ def ended(done: "Ended", *, as_json: bool) -> None:
         note(f"{machine}: {what}")
     if done.failed:
         note("type it again once what these say is mended")
+        if done.run:
+            note(f"or leave those nodes as they are: `rm -r runs/{done.run}` forgets the run here")
 
 
 def aggregated(done: "AggregateReport | Committed", *, as_json: bool) -> None:

@@ -234,15 +234,20 @@ def test_what_cannot_be_filled_in_is_named(config, option, part):
 
 def test_what_a_node_says_stands_above_the_configuration(home, config):
     config("Host bob\nUser eve\nPort 2222\nIdentityFile /keys/one\nProxyJump far\n")
-    bob = to("bob", user="fed", port=2201, key="keys/mine", jump="near")
+    (home / "k").touch()
+    bob = to("bob", user="fed", port=2201, key=str(home / "k"), jump="near")
     assert (bob.user, bob.port) == ("fed", 2201)
-    assert bob.identity_files == (FOLDER / "keys" / "mine",)
+    assert bob.identity_files == (home / "k",)
     assert bob.is_identity_given
     assert bob.identities_only
     assert [hop.address for hop in bob.jumps] == ["near"]
     assert bob.jumps[0].identity_files != bob.identity_files
     assert to("bob", key="~/k").identity_files == (home / "k",)
     assert to("ssh://root@bob:22", user="fed", port=23).port == 23
+
+
+def test_a_key_is_looked_for_beside_fed_yaml_and_must_be_there():
+    assert refusal(key="keys/mine").message == f"node alice: key: there is no {FOLDER}/keys/mine"
 
 
 def test_a_key_of_an_unknown_account_is_refused():
