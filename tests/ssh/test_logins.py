@@ -173,5 +173,5 @@ def test_a_key_that_is_refused_is_named(home, plain, open_on, tmp_path):
 
 
 def test_a_key_that_has_not_been_made_yet_is_an_error_before_anything_is_sent(home, plain, open_on, tmp_path):
-    with pytest.raises(ConfigError, match="key: there is no .*/none"):
+    with pytest.raises(ConfigError, match=r"key: there is no .*/none"):
         open_on("plain", "true", key=str(tmp_path / "none"))
