@@ -202,7 +202,8 @@ class Connection:
                 while frame := agent.read_frame(self._process.read):
                     self._hear(*frame)
             except agent.CutOff as cut:
-                self._hear(cut.header, cut.body)  # every byte that came need not come again
+                if cut.body:  # every byte that came need not come again; where none did, there is no answer
+                    self._hear(cut.header, cut.body)
                 raise
         except Exception as error:  # whatever a node sends, those who wait must hear that the line broke
             self._break(f"the line to the agent broke: {error}")

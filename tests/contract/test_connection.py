@@ -291,6 +291,24 @@ def test_a_greeting_goes_into_the_journal_without_what_is_strange(standing_in):
     connection.close()
 
 
+@pytest.mark.parametrize("came", [0, 3])
+def test_an_answer_that_was_cut_off_counts_as_far_as_it_came(standing_in, came):
+    """Where nothing of its body came it is a line that broke, and not an empty answer."""
+    whole = encode_frame({"re": 2, "size": 5}, b"12345")
+    transport = standing_in(hello(), then=f"head -c 1 >&2; printf {octal(whole[: len(whole) - 5 + came])}")
+    connection = Connection.open(transport, "python3", answer_s=20)
+    if came:
+        assert connection.begin("read")() == ({"re": 2, "size": 5}, b"123")
+    else:
+        with pytest.raises(ConnectionLost):
+            connection.begin("read")()
+    connection.close()
+
+
+def octal(data):
+    return "'" + "".join(f"\\{byte:03o}" for byte in data) + "'"
+
+
 def test_an_agent_of_another_version_is_refused(standing_in):
     transport = standing_in(hello(protocol=2))
     with pytest.raises(NodeError, match="speaks protocol 2, and this fedctl 1") as raised:
