@@ -6,11 +6,9 @@ import threading
 from fedctl import remote
 from fedctl.errors import ConnectionLost, NodeError
 from fedctl.records import printable
-from fedctl.transports import Process, Transport
+from fedctl.transports import LOST, Process, Transport
 
 CHUNK = 2**20
-LOST = 255
-"""The exit status of a command whose end was not heard."""
 
 
 def send_agent(transport: Transport, python: str, home: str, digest: str, source: bytes, answer_s: float) -> None:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 RESOLVED_AT_ONCE = 8
 
 
+LOST = 255
+"""The exit status of a command whose end was not heard, as `ssh` has it."""
+
+
 class Process(Protocol):
     """A command that runs on a node. Reading and writing may happen in different threads."""
 

@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from fedctl.transports import LOST
+
 ERRORS_KEPT = 4000
-LOST = 255
-"""The status of a command whose end was not heard, as `ssh` has it."""
 PIECE = 2**15
 PACKET_ROOM = 64
 DRAINED_S = 2.0
