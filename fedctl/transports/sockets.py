@@ -41,6 +41,7 @@ class Ear:
         self.settimeout = stream.settimeout
         self.send = stream.send
         self._closed = False  # paramiko looks at it
+        self._closing = threading.Lock()
 
     def recv(self, size: int) -> bytes:
         if not self._ahead:
@@ -50,17 +51,19 @@ class Ear:
         return data
 
     def close(self) -> None:
-        self._closed = True
-        self._stream.close()
-        process, self._process = self._process, None  # once: by the second time its number may be a stranger's
-        if process is not None:
-            with contextlib.suppress(OSError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        if self._said is not None and not self._said.closed:
-            self._said.seek(0)
-            self.complaint = self._said.read().decode(errors="replace").strip().rpartition("\n")[2][:500]
-            self._said.close()
+        """Close it; whoever comes second, of several threads that may, waits until all is closed."""
+        with self._closing:
+            self._closed = True
+            self._stream.close()
+            process, self._process = self._process, None  # once: by the second time its number may be a stranger's
+            if process is not None:
+                with contextlib.suppress(OSError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            if self._said is not None and not self._said.closed:
+                self._said.seek(0)
+                self.complaint = self._said.read().decode(errors="replace").strip().rpartition("\n")[2][:500]
+                self._said.close()
 
 
 def connect(endpoint: Endpoint) -> Ear:
