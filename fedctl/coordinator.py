@@ -13,15 +13,16 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol, assert_never
 
+from fedctl.actions import Action, Aggregate, Cancel, Finish, GiveUp, Hold, OpenRound, Perform, Prepare, WidenRound
 from fedctl.errors import FedctlError, ModelError, NodeError, RunError
 from fedctl.events import (
     Event,
     ModelInitialized,
-    NodeLost,
     NodeReady,
     RoundAggregated,
     RoundHeld,
     RoundOpened,
+    RoundWidened,
     RunFailed,
     RunFinished,
     RunStarted,
@@ -30,9 +31,9 @@ from fedctl.events import (
 )
 from fedctl.federation import Federation
 from fedctl.hosts import Hosts
-from fedctl.jobs import perform
+from fedctl.jobs import lost, perform
 from fedctl.journal import Journal
-from fedctl.plan import Action, Aggregate, Cancel, Finish, GiveUp, Hold, OpenRound, Perform, Prepare, plan
+from fedctl.plan import plan
 from fedctl.records import Progress, TaskKey
 from fedctl.rounds import close_round
 from fedctl.rundir import RunDir
@@ -117,7 +118,9 @@ class Coordinator:
     def _begin(self, action: Action) -> None:
         match action:
             case OpenRound():
-                self._land(action, RoundOpened(at=self._clock(), round=action.round, nodes=action.nodes))
+                self._land(action, self._opened(action))
+            case WidenRound():
+                self._land(action, RoundWidened(at=self._clock(), round=action.round, nodes=action.nodes))
             case Hold():
                 self._land(action, RoundHeld(at=self._clock(), round=action.round))
             case Finish():
@@ -142,7 +145,7 @@ class Coordinator:
                     facts = self._hosts.of(node).prepare(lambda text: self._inbox.put(Preparing(node=node, text=text)))
                     return NodeReady(at=self._clock(), node=node, facts=facts)
                 except NodeError as error:
-                    return NodeLost(at=self._clock(), node=node, reason=error.message)
+                    return lost(node, error, self._clock())
             case Perform():
                 return perform(
                     action,
@@ -153,8 +156,8 @@ class Coordinator:
                     tell=self._inbox.put,
                     progressed=self._inbox.put,
                 )
-            case Cancel(task=key):
-                return self._cancel(key)
+            case Cancel():
+                return self._cancel(action)
             case Aggregate():
                 return self._aggregate(action)
             case _:
@@ -173,8 +176,13 @@ class Coordinator:
         except ModelError as error:
             return RunFailed(at=self._clock(), reason=f"round {action.round} cannot be aggregated: {error.message}")
 
-    def _cancel(self, key: TaskKey) -> TaskFailed:
-        reason = f"the deadline of {self._federation.schedule.deadline_s:.0f} s passed"
+    def _opened(self, action: OpenRound) -> RoundOpened:
+        return RoundOpened(
+            at=self._clock(), round=action.round, nodes=action.nodes, wanted=action.wanted, quorum=action.quorum
+        )
+
+    def _cancel(self, action: Cancel) -> TaskFailed:
+        key, reason = action.task, action.reason
         try:
             self._hosts.of(key.node).cancel(key)
         except NodeError as error:

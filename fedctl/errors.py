@@ -8,6 +8,8 @@ FedctlError            1  anything unforeseen derives from no class here and is 
 │   │   └── Unreachable    no line could be had: name, network, a server that does not answer
 │   ├── HostKeyError       the server's key is unknown, or not the one that is known
 │   ├── LoginError         the server was reached and lets nobody in
+│   ├── ProtocolError      what the node sends is not what was agreed; to try again at once is no use
+│   ├── Declined           the node's owner does not want it used now
 │   └── InstallError       an environment could not be made
 ├── RunError           5  the run as a whole cannot go on
 ├── ModelError         6  a model or an update is not what it must be
@@ -82,6 +84,18 @@ class HostKeyError(NodeError):
 
 class LoginError(NodeError):
     """The server was reached, and its key is right, but it lets nobody in."""
+
+
+class ProtocolError(NodeError):
+    """What a node sends is not what it was asked for, or too much: it is broken, or it lies."""
+
+
+class Declined(NodeError):
+    """The node is not to be used now, by its owner's word; it may be asked again after some `seconds`."""
+
+    def __init__(self, message: str, *, hint: str | None = None, seconds: float) -> None:
+        super().__init__(message, hint=hint)
+        self.seconds = seconds
 
 
 class InstallError(NodeError):

@@ -9,8 +9,9 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
+from fedctl import strictjson
 from fedctl.records import Blob, Score, TaskKey
 
 
@@ -27,7 +28,11 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted:
-    """A coordinator took up the run; a second one in a journal is a resume."""
+    """A coordinator took up the run; a second one in a journal is a resume.
+
+    `absent_s` is how long no coordinator lived before it, and `patience_s` how long the run waits for a node to come
+    back (None: for ever).
+    """
 
     at: datetime
     run: str
@@ -38,6 +43,8 @@ class RunStarted:
     compare: bool
     metric: str
     mode: str
+    absent_s: float = 0.0
+    patience_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +58,22 @@ class NodeReady:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeLost:
-    """A node could not be reached or made ready."""
+    """A node could not be reached or made ready; `passing` where that may pass by itself."""
 
     at: datetime
     node: str
     reason: str
+    passing: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeDeclined:
+    """A node was reached and is not to be used now, by its owner's word; `seconds` later it may be asked again."""
+
+    at: datetime
+    node: str
+    reason: str
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +86,18 @@ class ModelInitialized:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundOpened:
-    """A round began with this cohort."""
+    """A round began with this cohort; the first `wanted` updates close it, and with fewer than `quorum` it cannot."""
+
+    at: datetime
+    round: int
+    nodes: tuple[str, ...]
+    wanted: int = 0
+    quorum: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundWidened:
+    """The round's cohort could not reach its quorum any more, and these nodes were added to it."""
 
     at: datetime
     round: int
@@ -98,7 +127,9 @@ class TaskFailed:
 class UpdateReceived:
     """A node's trained weights are on the coordinator's disk, checked.
 
-    `seconds` is the node's time in fit, `accelerator` what it trained on, as torch calls it: `cpu`, `cuda:1`.
+    `seconds` is the node's time in fit, `line_s` what its model and its update took on the line, `accelerator` what it
+    trained on, as torch calls it: `cpu`, `cuda:1`. `steps` are those of the optimizer; a `partial` update is what the
+    node had done when its time was over.
     """
 
     at: datetime
@@ -109,6 +140,18 @@ class UpdateReceived:
     seconds: float
     bytes: Traffic = Traffic()
     accelerator: str = ""
+    steps: int = 0
+    partial: bool = False
+    line_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateLost:
+    """An update that had been received is no longer on the coordinator's disk as it was."""
+
+    at: datetime
+    task: TaskKey
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,11 +202,14 @@ Event = (
     RunStarted
     | NodeReady
     | NodeLost
+    | NodeDeclined
     | ModelInitialized
     | RoundOpened
+    | RoundWidened
     | TaskStarted
     | TaskFailed
     | UpdateReceived
+    | UpdateLost
     | ModelEvaluated
     | RoundHeld
     | RoundAggregated
@@ -171,24 +217,7 @@ Event = (
     | RunFailed
 )
 
-EVENTS: Mapping[str, type[Event]] = {
-    kind.__name__: kind
-    for kind in (
-        RunStarted,
-        NodeReady,
-        NodeLost,
-        ModelInitialized,
-        RoundOpened,
-        TaskStarted,
-        TaskFailed,
-        UpdateReceived,
-        ModelEvaluated,
-        RoundHeld,
-        RoundAggregated,
-        RunFinished,
-        RunFailed,
-    )
-}
+EVENTS: Mapping[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
 
 
 def dump(event: Event) -> str:
@@ -200,10 +229,7 @@ def dump(event: Event) -> str:
 
 def load(line: str) -> Event:
     """Read a line back; raises ValueError when it is no event of this version."""
-    try:
-        value = json.loads(line)
-    except RecursionError:
-        raise ValueError("JSON that is nested too deeply") from None
+    value = strictjson.loads(line)
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     name = value.pop("event", None)

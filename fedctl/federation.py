@@ -44,13 +44,32 @@ class Schedule:
     """When a round closes.
 
     `cohort` and `quorum` are a share (a float in (0, 1]) or a number of nodes (an int); the quorum is of the cohort.
-    `deadline_s` is None where a round may take as long as it takes; `attempts` counts the first one.
+    `overprovision` times the cohort is asked, and the first updates of a cohort's number are taken. `deadline_s` is
+    None where a round may take as long as it takes; with `partial`, a node hands in what it has done shortly before.
+    `attempts` counts the first one; `patience_s` is how long a node that went away is waited for (None: for ever).
     """
 
     cohort: float | int = 1.0
+    overprovision: float = 1.0
     quorum: float | int = 0.8
     deadline_s: float | None = None
+    partial: bool = False
     attempts: int = 2
+    patience_s: float | None = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class When:
+    """When a node may be used, by its own clock and its owner's word.
+
+    `hours` are spans of minutes of a day, from and up to; one that ends before it begins goes past midnight. `days` are
+    numbers from 0 for Monday, of the day on which a span begins. `command` is a program on the node and its arguments:
+    status 0 is yes.
+    """
+
+    hours: tuple[tuple[int, int], ...] = ()
+    days: tuple[int, ...] = ()
+    command: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +78,7 @@ class Node:
 
     `home` is where fedctl keeps its files there (None: ~/.fedctl), `wheelhouse` a folder of wheels here for a node that
     reaches no package index. `slots` bounds how many tasks its host runs at once (None: one a core), `threads` torch's
-    own threads in a task (0: torch's choice).
+    own threads in a task (0: torch's choice); `when` is None for a node that may always be used.
     """
 
     name: str
@@ -75,6 +94,7 @@ class Node:
     devices: int | str = "auto"
     slots: int | None = None
     threads: int = 0
+    when: When | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -10,11 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from fedctl import bundle
-from fedctl.errors import ConfigError, ModelError, NodeError
-from fedctl.events import Event, ModelEvaluated, ModelInitialized, TaskFailed, TaskStarted, Traffic, UpdateReceived
+from fedctl.actions import Perform
+from fedctl.errors import ConfigError, ConnectionLost, Declined, HostKeyError, LoginError, ModelError, NodeError
+from fedctl.events import (
+    Event,
+    ModelEvaluated,
+    ModelInitialized,
+    NodeDeclined,
+    NodeLost,
+    TaskFailed,
+    TaskStarted,
+    Traffic,
+    UpdateReceived,
+)
 from fedctl.federation import Federation
 from fedctl.host import Done, Host
-from fedctl.plan import Perform
 from fedctl.records import Blob, Progress, Task, TaskKey
 from fedctl.rundir import RunDir, copy_atomically, digest
 
@@ -63,7 +73,10 @@ def perform(
     tell: Callable[[Event], None],
     progressed: Callable[[Progress], None],
 ) -> Event:
-    """Have the task done and return what became of it; `tell` hears that it was started."""
+    """Have the task done and return what became of it; `tell` hears that it was started.
+
+    A node that is out of reach is lost, and its task goes on there: it is taken up under its key when the node is back.
+    """
     key = action.task
     task = task_of(federation, action)
     try:
@@ -86,8 +99,19 @@ def perform(
                 detail=done.result.detail,
             )
         return _answer(action, done, host, run, clock)
+    except (ConnectionLost, Declined, HostKeyError, LoginError) as error:
+        if key.kind == "initialize":
+            return TaskFailed(at=clock(), task=key, reason=error.message, retryable=True)
+        return lost(key.node, error, clock())
     except (NodeError, ModelError) as error:
         return TaskFailed(at=clock(), task=key, reason=error.message, retryable=isinstance(error, NodeError))
+
+
+def lost(node: str, error: NodeError, at: datetime) -> Event:
+    """What is journalled of a node that cannot be used; a line that cannot be had may come back by itself."""
+    if isinstance(error, Declined):
+        return NodeDeclined(at=at, node=node, reason=error.message, seconds=error.seconds)
+    return NodeLost(at=at, node=node, reason=error.message, passing=isinstance(error, ConnectionLost))
 
 
 def model_path(run: RunDir, label: str, key: TaskKey) -> Path:

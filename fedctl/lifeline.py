@@ -1,8 +1,8 @@
 """The line to a host's agent: made when it is needed, renewed when it broke, waited for as long as that makes sense."""
 
-import itertools
 import random
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,6 +10,10 @@ from fedctl.connection import Connection
 from fedctl.errors import ConnectionLost, NodeError, Unreachable
 
 RECONNECTS = 6
+RETRIES = 3
+"""How often a line that breaks is made anew before the run is told that the node is lost, and looks for it itself."""
+STEADY_S = 60.0
+"""How long a line has to hold for a break of it to be the first one."""
 LONGEST_REST_S = 15.0
 
 Answer = TypeVar("Answer")
@@ -55,24 +59,26 @@ class Lifeline:
         self,
         attempt: Callable[[], Answer],
         *,
-        tries: int | None = None,
+        tries: int,
         is_wanted: Callable[[], bool] = lambda: True,
         broke: Callable[[], None] = lambda: None,
     ) -> Answer:
         """What an attempt gives, made again over a new line when one breaks, while it is wanted; `broke` hears of it.
 
-        With `tries`, so many at most, and one alone for a host that was never reached. Raises ConnectionLost.
+        At most so many `tries` in a row, and one alone for a host that was never reached. Raises ConnectionLost.
         """
-        for retry in itertools.count(1):
+        retry = 0
+        while True:
+            began = time.monotonic()
             try:
                 return attempt()
             except ConnectionLost as error:
                 is_new = isinstance(error, Unreachable) and self._connection is None
-                if self.is_closed or not is_wanted() or (tries is not None and (retry >= tries or is_new)):
+                retry = 1 if time.monotonic() - began > STEADY_S else retry + 1
+                if self.is_closed or not is_wanted() or retry >= tries or is_new:
                     raise
             broke()
-            self._closed.wait(min(LONGEST_REST_S, 0.1 * 2 ** min(retry, 10)) * random.uniform(0.5, 1.0))
-        raise AssertionError("counted to the end")
+            self._closed.wait(min(LONGEST_REST_S, 0.1 * 2**retry) * random.uniform(0.5, 1.0))
 
     def close(self) -> None:
         """Close the line; what runs on the host goes on."""

@@ -4,160 +4,143 @@ Pure: the same state gives the same answer, nothing is remembered between calls.
 whose `key` is not yet in flight; every action ends in an event that changes the plan.
 """
 
-import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 
-from fedctl.federation import Federation, needed
+from fedctl import fleet
+from fedctl.actions import Action, Aggregate, Cancel, Finish, GiveUp, Hold, OpenRound, Perform, Prepare, WidenRound
+from fedctl.federation import Federation
 from fedctl.records import COORDINATOR, Blob, Kind, TaskKey
 from fedctl.state import Answer, Failed, Received, RoundState, RunState
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepare:
-    """Reach a node and make it ready."""
-
-    node: str
-
-    @property
-    def key(self) -> str:
-        return f"prepare/{self.node}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Perform:
-    """Have a node do a task on these models; `passes` multiplies the epochs (alone, all rounds are one task)."""
-
-    task: TaskKey
-    models: Mapping[str, Blob] = field(default_factory=dict)
-    passes: int = 1
-
-    @property
-    def key(self) -> str:
-        return str(self.task)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cancel:
-    """Stop a task whose round's deadline has passed."""
-
-    task: TaskKey
-
-    @property
-    def key(self) -> str:
-        return f"cancel/{self.task}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenRound:
-    """Open a round with this cohort."""
-
-    round: int
-    nodes: tuple[str, ...]
-
-    @property
-    def key(self) -> str:
-        return f"open/{self.round}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Aggregate:
-    """Make the updates of these contributors the next model."""
-
-    round: int
-    contributors: tuple[str, ...]
-
-    @property
-    def key(self) -> str:
-        return f"aggregate/{self.round}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hold:
-    """Stop here and wait for a manual aggregation."""
-
-    round: int
-
-    @property
-    def key(self) -> str:
-        return f"hold/{self.round}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finish:
-    """All is done."""
-
-    key: str = "finish"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GiveUp:
-    """The run cannot go on."""
-
-    reason: str
-    key: str = "give up"
-
-
-Action = Prepare | Perform | Cancel | OpenRound | Aggregate | Hold | Finish | GiveUp
+PARTIAL = 0.9
+"""The share of a deadline after which a node hands in what it has done; the rest is for the way."""
+GRACE_S = 60.0
+"""A resume gives this long at least, so that what nodes finished without a coordinator is taken."""
 
 
 def plan(state: RunState, federation: Federation, now: datetime, *, hold: bool = False) -> list[Action]:
     """What should be in flight at `now` (UTC); `hold` stops after gathering each round."""
     if state.is_over:
         return []
-    if state.model is None or any(node.status == "new" for node in state.nodes.values()):
-        return _beginning(state, federation)
-    if not _reachable(state):
-        return [GiveUp(reason=f"no node is left: {_why(state)}")]
+    work = _work(state, federation, now, hold=hold)
+    if any(isinstance(action, Finish | GiveUp) for action in work):
+        return work
+    return [*_preparations(state, federation, now), *_left_over(state), *work]
+
+
+def _work(state: RunState, federation: Federation, now: datetime, *, hold: bool) -> list[Action]:
+    """What the run is about; nothing where it waits."""
+    if state.model is None:
+        return [_initialization(state, federation)]
     evaluations = _evaluations(state, federation, now)
     if state.open is not None:
-        return [*evaluations, *_round(state, state.open, federation, now, hold=hold)]
-    if state.round < federation.rounds:
-        number = state.round + 1
-        return [*evaluations, OpenRound(round=number, nodes=cohort(federation, number, _reachable(state)))]
-    return evaluations or _closing(state, federation) or [Finish()]
+        coming = _round(state, state.open, federation, now, hold=hold)
+    elif any(node.status == "new" for node in state.nodes.values()):
+        coming = []
+    elif state.round < federation.rounds:
+        coming = _opening(state, federation, now)
+    elif last := evaluations or _closing(state, federation):
+        return last
+    else:
+        return [] if _is_score_awaited(state, federation, now) else [Finish()]
+    return coming if any(isinstance(action, GiveUp) for action in coming) else [*evaluations, *coming]
 
 
-def cohort(federation: Federation, round: int, reachable: Iterable[str]) -> tuple[str, ...]:
-    """The nodes of a round, drawn from those reachable, seeded by (seed, round)."""
-    names = sorted(reachable)
-    wanted = needed(federation.schedule.cohort, len(federation.nodes))
-    if wanted >= len(names):
-        return tuple(names)
-    return tuple(sorted(random.Random(f"{federation.seed}/{round}").sample(names, wanted)))
+def _preparations(state: RunState, federation: Federation, now: datetime) -> list[Action]:
+    """Make nodes ready, all at once; those that are away are looked for now and then."""
+    return [Prepare(node=node.name) for node in state.nodes.values() if fleet.is_due(node, federation.seed, now)]
 
 
-def _beginning(state: RunState, federation: Federation) -> list[Action]:
-    """Make nodes ready and build the first model, all at once."""
-    actions: list[Action] = [Prepare(node=node.name) for node in state.nodes.values() if node.status == "new"]
-    if state.model is None:
-        attempt = _next_attempt(state.initialization, federation.schedule.attempts)
-        if attempt is None:
-            return [GiveUp(reason=f"the first model could not be built: {_reason(state.initialization)}")]
-        actions.append(Perform(task=TaskKey(round=0, node=COORDINATOR, kind="initialize", attempt=attempt)))
-    return actions
+def _left_over(state: RunState) -> list[Action]:
+    """What a node still trains for a round that was closed without it."""
+    number = state.open.number if state.open else state.round + 1
+    return [
+        Cancel(task=node.task, reason="the round was closed without it")
+        for node in state.nodes.values()
+        if node.status == "ready" and node.task and node.task.kind == "train" and node.task.round < number
+    ]
+
+
+def _initialization(state: RunState, federation: Federation) -> Action:
+    attempt = _next_attempt(state.initialization, federation.schedule.attempts)
+    if attempt is None:
+        return GiveUp(reason=f"the first model could not be built: {_reason(state.initialization)}")
+    return Perform(task=TaskKey(round=0, node=COORDINATOR, kind="initialize", attempt=attempt))
 
 
 def _evaluations(state: RunState, federation: Federation, now: datetime) -> list[Action]:
     """Validate the newest model on every node's own data; it overlaps with the next round's training."""
-    late = _late(state, federation, state.history[-1].closed_at if state.history else None, now)
-    return _tasks(state, federation, "evaluate", state.round, {"global": _model(state)}, late=late)
+    return _tasks(
+        state,
+        federation,
+        "evaluate",
+        state.round,
+        {"global": _model(state)},
+        late=_is_scoring_late(state, federation, now),
+    )
+
+
+def _opening(state: RunState, federation: Federation, now: datetime) -> list[Action]:
+    """Open the next round, once there are nodes enough; nodes whose owners say "not now" are waited for."""
+    number, quorum = state.round + 1, fleet.quorum(federation)
+    nodes = fleet.cohort(federation, number, state, now)
+    if len(nodes) >= quorum:
+        return [OpenRound(round=number, nodes=nodes, wanted=min(fleet.wanted(federation), len(nodes)), quorum=quorum)]
+    away = [node for node in state.nodes.values() if node.status == "away"]
+    if len(nodes) + len(away) >= quorum:
+        return []
+    others = [f"{node.name}: {node.error}" for node in state.nodes.values() if node.status == "lost"]
+    return [GiveUp(reason=f"round {number} needs {quorum} nodes, and {len(nodes)} can be had ({_few(others)})")]
 
 
 def _round(state: RunState, opened: RoundState, federation: Federation, now: datetime, *, hold: bool) -> list[Action]:
-    late = _late(state, federation, opened.opened_at, now)
-    tasks = _tasks(state, federation, "train", opened.number, {"base": _model(state)}, late=late, nodes=opened.nodes)
-    if tasks:
+    if len(opened.updates) >= opened.wanted:
+        return _close(opened, hold=hold)
+    quorum, left_s = fleet.quorum(federation), _left_s(state, opened, federation, now)
+    late = left_s is not None and left_s <= 0
+    seconds = None if left_s is None or not federation.schedule.partial else max(1.0, left_s - _margin_s(federation))
+    base = {"base": _model(state)}
+    tasks = _tasks(state, federation, "train", opened.number, base, late=late, nodes=opened.nodes, seconds=seconds)
+    if tasks or (not late and _is_awaited(state, opened, federation, now)):
         return tasks
-    updates = opened.updates
-    quorum = needed(federation.schedule.quorum, len(opened.nodes))
-    if len(updates) < quorum:
-        missing = _few([_missing(state, opened, name) for name in opened.nodes if name not in updates])
-        return [GiveUp(reason=f"round {opened.number} has {len(updates)} of the {quorum} updates it needs ({missing})")]
+    if len(opened.updates) >= quorum:
+        return _close(opened, hold=hold)
+    if not late:
+        missing = quorum - len(opened.updates)
+        spare = fleet.drawn(federation, opened.number, set(fleet.ready(state)) - set(opened.nodes))
+        if spare:
+            return [WidenRound(round=opened.number, nodes=tuple(spare[:missing]))]
+        if any(node.status == "away" for node in state.nodes.values()):
+            return []
+    absent = _few([_missing(state, opened, name) for name in opened.nodes if name not in opened.updates])
+    have, need = len(opened.updates), quorum
+    return [GiveUp(reason=f"round {opened.number} has {have} of the {need} updates it needs ({absent})")]
+
+
+def _close(opened: RoundState, *, hold: bool) -> list[Action]:
     if hold:
         return [Hold(round=opened.number)]
-    return [Aggregate(round=opened.number, contributors=tuple(updates))]
+    return [Aggregate(round=opened.number, contributors=opened.first)]
+
+
+def _is_awaited(state: RunState, opened: RoundState, federation: Federation, now: datetime) -> bool:
+    """Whether a node of the round that has not answered may come back before patience ends."""
+    attempts = federation.schedule.attempts
+    return any(
+        _next_attempt(opened.answers.get(name), attempts) is not None
+        and name in state.nodes
+        and fleet.is_expected(state.nodes[name], federation, now)
+        for name in opened.nodes
+    )
+
+
+def _is_score_awaited(state: RunState, federation: Federation, now: datetime) -> bool:
+    """Whether a node that has not scored the last model may come back before patience ends."""
+    scores = state.answers("evaluate", state.round)
+    return not _is_scoring_late(state, federation, now) and any(
+        name not in scores and fleet.is_expected(node, federation, now) for name, node in state.nodes.items()
+    )
 
 
 def _closing(state: RunState, federation: Federation) -> list[Action]:
@@ -181,21 +164,24 @@ def _tasks(
     late: bool = False,
     nodes: Iterable[str] | None = None,
     passes: Mapping[str, int] | None = None,
+    seconds: float | None = None,
 ) -> list[Action]:
-    """One task a reachable node that has not answered yet; past the deadline those are cancelled instead."""
+    """One task a ready node that has not answered yet; past the deadline those are cancelled instead."""
     answers = state.answers(kind, round)
     wanted = None if nodes is None else set(nodes)
     actions: list[Action] = []
-    for name in _reachable(state):
+    for name in fleet.ready(state):
         if wanted is not None and name not in wanted:
             continue
         attempt = _next_attempt(answers.get(name), federation.schedule.attempts)
         if attempt is None:
             continue
         key = TaskKey(round=round, node=name, kind=kind, attempt=attempt)
-        actions.append(
-            Cancel(task=key) if late else Perform(task=key, models=models, passes=(passes or {}).get(name, 1))
-        )
+        if late:
+            actions.append(Cancel(task=key, reason=f"the deadline of {federation.schedule.deadline_s:.0f} s passed"))
+        else:
+            times = (passes or {}).get(name, 1)
+            actions.append(Perform(task=key, models=models, passes=times, seconds=seconds))
     return actions
 
 
@@ -210,10 +196,26 @@ def _next_attempt(answer: Answer | None, attempts: int) -> int | None:
             return None
 
 
-def _late(state: RunState, federation: Federation, began: datetime | None, now: datetime) -> bool:
-    """True past the deadline, which counts from a resume anew: what nodes did without a coordinator is still wanted."""
-    deadline, since = federation.schedule.deadline_s, max(filter(None, (began, state.resumed_at)), default=now)
-    return deadline is not None and (now - since).total_seconds() >= deadline
+def _left_s(state: RunState, opened: RoundState, federation: Federation, now: datetime) -> float | None:
+    """Seconds to a round's deadline, None without one. Time without a coordinator does not count: nodes worked on."""
+    deadline_s = federation.schedule.deadline_s
+    if deadline_s is None:
+        return None
+    left_s = deadline_s + opened.absent_s - (now - opened.opened_at).total_seconds()
+    if state.resumed_at is None:
+        return left_s
+    return max(left_s, min(GRACE_S, deadline_s) - (now - state.resumed_at).total_seconds())
+
+
+def _margin_s(federation: Federation) -> float:
+    return (1 - PARTIAL) * (federation.schedule.deadline_s or 0.0)
+
+
+def _is_scoring_late(state: RunState, federation: Federation, now: datetime) -> bool:
+    """Scores have as long as a round, from when their model was made, or from a resume anew."""
+    closed_at = state.history[-1].closed_at if state.history else None
+    deadline_s, since = federation.schedule.deadline_s, max(filter(None, (closed_at, state.resumed_at)), default=now)
+    return deadline_s is not None and (now - since).total_seconds() >= deadline_s
 
 
 def _model(state: RunState) -> Blob:
@@ -228,19 +230,11 @@ def _initial(state: RunState) -> Blob:
     return state.initial
 
 
-def _reachable(state: RunState) -> list[str]:
-    return [name for name, node in state.nodes.items() if node.status == "ready"]
-
-
 def _missing(state: RunState, opened: RoundState, name: str) -> str:
     """Why a node of the round has no update in it."""
     answer, node = opened.answers.get(name), state.nodes.get(name)
     reason = answer.reason if isinstance(answer, Failed) else node and node.error
     return f"{name}: {reason or 'it gave no answer'}"
-
-
-def _why(state: RunState) -> str:
-    return _few([f"{node.name}: {node.error}" for node in state.nodes.values() if node.error]) or "none was given"
 
 
 def _few(reasons: Sequence[str], most: int = 3) -> str:

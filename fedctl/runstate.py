@@ -4,7 +4,7 @@ Pure. `state.apply` makes them of events; everything that plans, reports or draw
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal, assert_never
 
@@ -23,6 +23,9 @@ class Received:
     examples: int
     metrics: Mapping[str, float]
     seconds: float
+    line_s: float = 0.0
+    steps: int = 0
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +51,24 @@ Answer = Received | Scored | Failed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeState:
-    """One node; `task` is what it was last seen to work on, `score` its newest scoring of the global model."""
+    """One node; `task` is what it was last seen to work on, `score` its newest scoring of the global model.
+
+    It is `lost` when it cannot be reached or used, and `away` when its owner does not want it used now. A trouble began
+    at `trouble_at`, `asked_at` is when the node last was found in it, and it is over with an answer or a while of calm;
+    `passing` says whether it may pass by itself. `strikes` are the rounds in a row that it failed in, `struck` the last
+    one of them.
+    """
 
     name: str
-    status: Literal["new", "ready", "lost"] = "new"
+    status: Literal["new", "ready", "lost", "away"] = "new"
+    was_ready: bool = False
+    ready_at: datetime | None = None
+    trouble_at: datetime | None = None
+    asked_at: datetime | None = None
+    passing: bool = True
+    ask_again_s: float = 0.0
+    strikes: int = 0
+    struck: int = 0
     facts: Mapping[str, object] = field(default_factory=dict)
     task: TaskKey | None = None
     since: datetime | None = None
@@ -70,11 +87,20 @@ class NodeState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundState:
-    """The open round: its cohort and what each of its nodes has answered."""
+    """The open round: its cohort and what each of its nodes has answered, in the order in which they did.
+
+    `wanted` and `quorum` count updates: those that close it at once, and those that it cannot close without. `absent_s`
+    is how long of its time no coordinator lived, `answered_s` when the nodes' last answers came, in seconds from its
+    opening without that time.
+    """
 
     number: int
     opened_at: datetime
     nodes: tuple[str, ...]
+    wanted: int
+    quorum: int
+    absent_s: float = 0.0
+    answered_s: Mapping[str, float] = field(default_factory=dict)
     answers: Mapping[str, Answer] = field(default_factory=dict)
     bytes: Traffic = Traffic()
 
@@ -83,10 +109,19 @@ class RoundState:
         """The updates that are in, by node name, in the order of names."""
         return {name: answer for name, answer in sorted(self.answers.items()) if isinstance(answer, Received)}
 
+    @property
+    def first(self) -> tuple[str, ...]:
+        """The nodes whose updates are taken, in the order of names: the first that came, as many as are wanted."""
+        came = [name for name, answer in self.answers.items() if isinstance(answer, Received)]
+        return tuple(sorted(came[: self.wanted]))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundReport:
-    """A closed round."""
+    """A closed round; of its contributors, when each update came, in seconds from its opening, and what it took.
+
+    `partial` has the steps of those that handed in what they had done when their time was over.
+    """
 
     number: int
     contributors: tuple[str, ...]
@@ -94,7 +129,10 @@ class RoundReport:
     model: Blob
     opened_at: datetime
     closed_at: datetime
+    answered_s: Mapping[str, float]
     fit_seconds: Mapping[str, float]
+    line_seconds: Mapping[str, float]
+    partial: Mapping[str, int]
     bytes: Traffic
 
     @property
@@ -114,6 +152,7 @@ class RunState:
     compare: bool = False
     metric: str = "val_loss"
     mode: str = "min"
+    patience_s: float | None = None
     status: Status = "new"
     reason: str | None = None
     started_at: datetime | None = None
@@ -151,3 +190,13 @@ class RunState:
                 return {COORDINATOR: self.initialization} if self.initialization else {}
             case _:
                 assert_never(kind)
+
+    def is_open(self, round: int) -> bool:
+        """Whether this is the round that is open."""
+        return self.open is not None and self.open.number == round
+
+    def with_node(self, name: str, **changes: object) -> "RunState":
+        """The state with a node changed; as it was where there is no such node."""
+        if name not in self.nodes:
+            return self
+        return replace(self, nodes={**self.nodes, name: replace(self.nodes[name], **changes)})  # type: ignore[arg-type]

@@ -6,26 +6,29 @@ Pure: no clock, no disk, no network, no torch. The same events give the same sta
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import assert_never
 
+from fedctl import answers
 from fedctl.events import (
     Event,
     ModelEvaluated,
     ModelInitialized,
+    NodeDeclined,
     NodeLost,
     NodeReady,
     RoundAggregated,
     RoundHeld,
     RoundOpened,
+    RoundWidened,
     RunFailed,
     RunFinished,
     RunStarted,
     TaskFailed,
     TaskStarted,
-    Traffic,
+    UpdateLost,
     UpdateReceived,
 )
-from fedctl.records import TaskKey
 from fedctl.runstate import (
     Answer,
     Failed,
@@ -53,6 +56,10 @@ __all__ = [
 ]
 
 
+CALM_S = 60.0
+"""How long a node has to be ready before what befalls it is a new trouble, not more of the old one."""
+
+
 def fold(events: Iterable[Event]) -> RunState:
     """The state after all these events."""
     state = RunState()
@@ -68,23 +75,29 @@ def apply(state: RunState, event: Event) -> RunState:
         case RunStarted():
             return _run_started(state, event)
         case NodeReady():
-            return _with_node(state, event.node, status="ready", facts=event.facts, error=None, detail="")
+            return _node_ready(state, event)
         case NodeLost():
-            return _with_node(state, event.node, status="lost", error=event.reason, task=None)
+            return _troubled(state, event, status="lost", passing=event.passing)
+        case NodeDeclined():
+            return _troubled(state, event, status="away", passing=True, ask_again_s=event.seconds)
         case ModelInitialized():
             return state if state.model else replace(state, initial=event.model, model=event.model, initialization=None)
         case RoundOpened():
             return _round_opened(state, event)
+        case RoundWidened():
+            return _round_widened(state, event)
         case TaskStarted():
-            return _task_started(state, event)
+            return answers.task_started(state, event)
         case TaskFailed():
-            return _task_failed(state, event)
+            return answers.task_failed(state, event)
         case UpdateReceived():
-            return _update_received(state, event)
+            return answers.update_received(state, event)
+        case UpdateLost():
+            return answers.update_lost(state, event)
         case ModelEvaluated():
-            return _model_evaluated(state, event)
+            return answers.model_evaluated(state, event)
         case RoundHeld():
-            return replace(state, status="held") if _is_open(state, event.round) else state
+            return replace(state, status="held") if state.is_open(event.round) else state
         case RoundAggregated():
             return _round_aggregated(state, event)
         case RunFinished():
@@ -99,7 +112,10 @@ def _run_started(state: RunState, event: RunStarted) -> RunState:
     """Start or resume: every node has to be made ready anew, and a run that had given up gets a fresh budget."""
     gave_up = state.status == "failed"
     nodes = {
-        name: replace(state.nodes.get(name, NodeState(name=name)), status="new", task=None) for name in event.nodes
+        name: replace(
+            state.nodes.get(name, NodeState(name=name)), status="new", task=None, ready_at=None, trouble_at=None
+        )
+        for name in event.nodes
     }
     renewed = replace(
         state,
@@ -110,6 +126,7 @@ def _run_started(state: RunState, event: RunStarted) -> RunState:
         compare=event.compare,
         metric=event.metric,
         mode=event.mode,
+        patience_s=event.patience_s,
         status="running",
         reason=None,
         started_at=state.started_at or event.at,
@@ -117,10 +134,12 @@ def _run_started(state: RunState, event: RunStarted) -> RunState:
         ended_at=None,
         nodes=nodes,
     )
+    opened = state.open
     if not gave_up:
-        return renewed
+        paused = opened and replace(opened, absent_s=opened.absent_s + event.absent_s)
+        return replace(renewed, open=paused)
     fresh = state.initialization and replace(state.initialization, spent=0, retryable=True)
-    opened = state.open and replace(state.open, opened_at=event.at, answers=_forgiven(state.open.answers))
+    opened = opened and replace(opened, opened_at=event.at, absent_s=0.0, answers=_forgiven(opened.answers))
     return replace(renewed, initialization=fresh, open=opened)
 
 
@@ -131,64 +150,60 @@ def _forgiven(answers: Mapping[str, Answer]) -> dict[str, Answer]:
     }
 
 
+def _node_ready(state: RunState, event: NodeReady) -> RunState:
+    node = state.nodes.get(event.node)
+    since = event.at if node is None or node.status != "ready" else node.ready_at
+    return state.with_node(
+        event.node,
+        status="ready",
+        was_ready=True,
+        ready_at=since,
+        facts=event.facts,
+        error=None,
+        detail="",
+        ask_again_s=0.0,
+    )
+
+
+def _troubled(
+    state: RunState, event: NodeLost | NodeDeclined, *, status: str, passing: bool, ask_again_s: float = 0.0
+) -> RunState:
+    """A node cannot be used for now. What it works on goes on there, and is taken up with its next start."""
+    node = state.nodes.get(event.node)
+    if node is None:
+        return state
+    was_calm = node.status == "ready" and node.ready_at is not None and _seconds(node.ready_at, event.at) >= CALM_S
+    return state.with_node(
+        event.node,
+        status=status,
+        error=event.reason,
+        ready_at=None,
+        trouble_at=event.at if was_calm or node.trouble_at is None else node.trouble_at,
+        asked_at=event.at,
+        passing=passing,
+        ask_again_s=ask_again_s,
+    )
+
+
 def _round_opened(state: RunState, event: RoundOpened) -> RunState:
     if event.round != state.round + 1 or state.open is not None:
         return state
-    return replace(state, open=RoundState(number=event.round, opened_at=event.at, nodes=event.nodes))
-
-
-def _task_started(state: RunState, event: TaskStarted) -> RunState:
-    key = event.task
-    if _is_past(state, key):
-        return state
-    since = state.nodes[key.node].since if key.node in state.nodes and state.nodes[key.node].task == key else event.at
-    return _with_node(state, key.node, task=key, attempt=key.attempt, round=key.round, since=since)
-
-
-def _task_failed(state: RunState, event: TaskFailed) -> RunState:
-    key = event.task
-    if _is_past(state, key):
-        return state
-    known = state.answers(key.kind, key.round).get(key.node)
-    spent = known.spent + 1 if isinstance(known, Failed) else 1
-    failed = Failed(attempt=key.attempt, spent=spent, reason=event.reason, retryable=event.retryable)
-    state = _with_node(state, key.node, task=None, error=event.reason, detail=event.detail, attempt=key.attempt)
-    return _answered(state, key, failed)
-
-
-def _update_received(state: RunState, event: UpdateReceived) -> RunState:
-    key = event.task
-    if isinstance(state.answers(key.kind, key.round).get(key.node), Received):
-        return state
-    if key.node not in state.nodes or (key.kind == "train" and not _is_open(state, key.round)):
-        return state
-    received = Received(
-        key=key, update=event.update, examples=event.examples, metrics=event.metrics, seconds=event.seconds
+    opened = RoundState(
+        number=event.round,
+        opened_at=event.at,
+        nodes=event.nodes,
+        wanted=event.wanted or len(event.nodes),
+        quorum=event.quorum or 1,
     )
-    state = _answered(_worked(state, key, event.bytes), key, received)
-    state = _with_node(state, key.node, error=None, detail="", accelerator=event.accelerator)
-    if key.kind != "train":
-        return state
-    contributions = state.nodes[key.node].contributions + 1
-    return _with_node(
-        state,
-        key.node,
-        metrics=event.metrics,
-        seconds=event.seconds,
-        examples=event.examples,
-        contributions=contributions,
-    )
+    return replace(state, open=opened)
 
 
-def _model_evaluated(state: RunState, event: ModelEvaluated) -> RunState:
-    key = event.task
-    if key.node not in state.nodes or isinstance(state.answers(key.kind, key.round).get(key.node), Scored):
+def _round_widened(state: RunState, event: RoundWidened) -> RunState:
+    opened = state.open
+    if opened is None or opened.number != event.round:
         return state
-    scored = Scored(scores=event.scores, seconds=event.seconds)
-    state = _answered(_worked(state, key, event.bytes), key, scored)
-    if key.kind == "evaluate" and "global" in event.scores:
-        state = _with_node(state, key.node, score=event.scores["global"])
-    return state
+    added = tuple(name for name in event.nodes if name not in opened.nodes)
+    return replace(state, open=replace(opened, nodes=opened.nodes + added))
 
 
 def _round_aggregated(state: RunState, event: RoundAggregated) -> RunState:
@@ -198,15 +213,19 @@ def _round_aggregated(state: RunState, event: RoundAggregated) -> RunState:
     report = RoundReport(
         number=event.round,
         contributors=event.contributors,
-        failed=tuple(sorted(set(opened.nodes) - set(event.contributors))),
+        failed=tuple(name for name in sorted(opened.nodes) if _has_failed(state, opened, name)),
         model=event.model,
         opened_at=opened.opened_at,
         closed_at=event.at,
+        answered_s={name: opened.answered_s[name] for name in opened.updates},
         fit_seconds={name: update.seconds for name, update in opened.updates.items()},
+        line_seconds={name: update.line_s for name, update in opened.updates.items()},
+        partial={name: update.steps for name, update in opened.updates.items() if update.partial},
         bytes=opened.bytes,
     )
     return replace(
         state,
+        nodes=_struck(state.nodes, opened),
         round=event.round,
         model=event.model,
         status="running" if state.status == "held" else state.status,
@@ -215,52 +234,26 @@ def _round_aggregated(state: RunState, event: RoundAggregated) -> RunState:
     )
 
 
-def _answered(state: RunState, key: TaskKey, answer: Answer) -> RunState:
-    match key.kind:
-        case "train":
-            opened = state.open and replace(state.open, answers={**state.open.answers, key.node: answer})
-            return replace(state, open=opened)
-        case "evaluate":
-            scored = {**state.evaluations.get(key.round, {}), key.node: answer}
-            return replace(state, evaluations={**state.evaluations, key.round: scored})
-        case "alone":
-            return replace(state, alone={**state.alone, key.node: answer})
-        case "compare":
-            return replace(state, compared={**state.compared, key.node: answer})
-        case "initialize":
-            return replace(state, initialization=answer if isinstance(answer, Failed) else None)
-        case _:
-            assert_never(key.kind)
+def _has_failed(state: RunState, closed: RoundState, name: str) -> bool:
+    """Whether a node owed the round an update; one whose update was not needed any more did not."""
+    answer, node = closed.answers.get(name), state.nodes.get(name)
+    return isinstance(answer, Failed) or (answer is None and (node is None or node.status != "ready"))
 
 
-def _worked(state: RunState, key: TaskKey, traffic: Traffic) -> RunState:
-    """Book a task's bytes on its node and on the open round, and free the node."""
-    node = state.nodes[key.node]
-    state = _with_node(
-        state, key.node, task=None if node.task == key else node.task, bytes=node.bytes + traffic, attempt=key.attempt
-    )
-    opened = state.open and replace(state.open, bytes=state.open.bytes + traffic)
-    return replace(state, open=opened)
+def _struck(nodes: Mapping[str, NodeState], closed: RoundState) -> dict[str, NodeState]:
+    """A node that failed in the round has a strike more; one that gave its update has none."""
+
+    def judged(node: NodeState) -> NodeState:
+        match closed.answers.get(node.name):
+            case Received():
+                return replace(node, strikes=0)
+            case Failed():
+                return replace(node, strikes=node.strikes + 1, struck=closed.number)
+            case _:
+                return node
+
+    return {name: judged(node) for name, node in nodes.items()}
 
 
-def _is_past(state: RunState, key: TaskKey) -> bool:
-    """True when a task's start or failure is no news: it was answered, tried again, or its round is closed."""
-    match key.kind, state.answers(key.kind, key.round).get(key.node):
-        case "train", _ if not _is_open(state, key.round):
-            return True
-        case "initialize", _ if state.model is not None:
-            return True
-        case _, Failed(attempt=attempt):
-            return attempt >= key.attempt
-        case _, answer:
-            return answer is not None
-
-
-def _is_open(state: RunState, number: int) -> bool:
-    return state.open is not None and state.open.number == number
-
-
-def _with_node(state: RunState, name: str, **changes: object) -> RunState:
-    if name not in state.nodes:
-        return state
-    return replace(state, nodes={**state.nodes, name: replace(state.nodes[name], **changes)})  # type: ignore[arg-type]
+def _seconds(since: datetime, until: datetime) -> float:
+    return (until - since).total_seconds()

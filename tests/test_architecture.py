@@ -34,13 +34,17 @@ MOST_LINES = 300
 
 PURE = {
     "errors": (),
+    "strictjson": (),
     "records": (),
     "federation": (),
-    "events": ("records",),
+    "events": ("records", "strictjson"),
     "runstate": ("events", "records"),
-    "state": ("events", "records", "runstate"),
-    "telemetry": ("records",),
-    "plan": ("federation", "records", "state"),
+    "answers": ("events", "records", "runstate"),
+    "state": ("answers", "events", "records", "runstate"),
+    "telemetry": ("records", "strictjson"),
+    "actions": ("records",),
+    "fleet": ("federation", "runstate"),
+    "plan": ("actions", "federation", "fleet", "records", "state"),
     "measures": ("federation", "records", "state"),
     "report": ("events", "federation", "measures", "records", "state"),
 }
@@ -57,7 +61,7 @@ ALLOWED = {
     "aggregation": ("errors", "federation", "header", "records", "strategies", "weights"),
     "journal": ("errors", "events"),
     "rundir": ("errors", "records"),
-    "header": ("errors",),
+    "header": ("errors", "strictjson"),
 }
 """What of ours other parts may see; a part is a module or a package right below `fedctl`."""
 
@@ -299,7 +303,7 @@ def _imports(node: ast.AST, *, lazy: bool) -> Iterator[str]:
 
 
 def _full(module: str, name: str) -> str:
-    """`from fedctl import topology` imports `fedctl.topology`; `from fedctl.plan import plan` imports `fedctl.plan`."""
+    """`from fedctl import topology` imports `fedctl.topology`; `from fedctl.actions import plan` imports `fedctl.plan`."""
     return f"{module}.{name}" if f"{module}.{name}" in MODULES else module
 
 

@@ -13,7 +13,7 @@ from fedctl.events import ModelInitialized, TaskFailed
 from fedctl.federation import Federation
 from fedctl.host import Host, Work
 from fedctl.jobs import perform
-from fedctl.plan import Perform
+from fedctl.actions import Perform
 from fedctl.records import COORDINATOR, Blob, TaskKey
 from fedctl.rundir import RunDir
 from fedctl.transports.local import LocalTransport

@@ -123,6 +123,12 @@ def _schedule_problems(section: ScheduleSection, nodes: int) -> Iterator[Problem
     elif isinstance(schedule.quorum, int) and schedule.quorum > cohort:
         text = f"asks for {schedule.quorum} updates of a cohort of {cohort}"
         yield Problem(address=("schedule", "quorum"), text=text, hint="1.0 is all of them")
+    if schedule.overprovision > 1 and cohort == nodes:
+        text = f"asks more nodes than a cohort of all {nodes}"
+        yield Problem(address=("schedule", "overprovision"), text=text, hint="give `cohort` a smaller number or share")
+    if schedule.partial and schedule.deadline_s is None:
+        text = "has no deadline by which a node could hand in what it has done"
+        yield Problem(address=("schedule", "partial"), text=text, hint="add `deadline: 30m` beside it")
 
 
 def _federation(section: FederationSection, folder: Path) -> Federation:

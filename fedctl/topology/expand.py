@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fedctl.federation import Node
+from fedctl.federation import Node, When
 from fedctl.records import COORDINATOR
 from fedctl.topology.document import Address, Document
 from fedctl.topology.fields import NAME_RULE, is_name
@@ -42,6 +42,8 @@ def node_problems(
 def _nodes(spec: NodeSection, defaults: DefaultsSection | None) -> Iterator[Node]:
     fields = {**(defaults.given if defaults else {}), **spec.given, "data": _data(spec, defaults)}
     fields.pop("count", None)
+    if fields.get("when"):
+        fields["when"] = When(**fields["when"].given)
     if spec.count is None:
         yield Node(**fields)
         return

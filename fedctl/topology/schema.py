@@ -10,8 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from fedctl.topology.document import Address
 from fedctl.topology.fields import (
     Accelerator,
+    Command,
+    Days,
     Devices,
     Duration,
+    Factor,
+    Hours,
     Mode,
     Name,
     Natural,
@@ -63,9 +67,18 @@ class TaskSection(Section):
 
 class ScheduleSection(Section):
     cohort: ShareOrCount = ABSENT
+    overprovision: Factor = ABSENT
     quorum: ShareOrCount = ABSENT
     deadline_s: Annotated[Duration, Field(alias="deadline")] = ABSENT
+    partial: bool = ABSENT
     attempts: Positive = ABSENT
+    patience_s: Annotated[Duration, Field(alias="patience")] = ABSENT
+
+
+class WhenSection(Section):
+    hours: Hours = ABSENT
+    days: Days = ABSENT
+    command: Command = ABSENT
 
 
 class ShareSection(Section):
@@ -87,6 +100,7 @@ class DefaultsSection(Section):
     devices: Devices = ABSENT
     slots: Positive | None = ABSENT
     threads: Natural = ABSENT
+    when: WhenSection | None = ABSENT
     data: dict[str, Any] = ABSENT
 
 

@@ -18,7 +18,7 @@ import torch
 
 from fedctl import coordinator, journal, rundir, weights
 from fedctl.coordinator import Coordinator
-from fedctl.errors import NodeError
+from fedctl.errors import Declined, LoginError, NodeError, Unreachable
 from fedctl.events import Event, Traffic, dump
 from fedctl.federation import Federation, Monitor, Named, Node, Schedule, TaskSpec
 from fedctl.host import Done
@@ -48,7 +48,8 @@ class World:
     """Nodes by the names in tasks.
 
     `slow` has the seconds, of the world's clock, that a node's training takes; `broken` the updates with a NaN in them;
-    `jitter` seeds how late each answer comes, in a few real milliseconds.
+    `declining` the nodes whose owners say "not now", with the seconds after which to ask again; `jitter` seeds how late
+    each answer comes, in a few real milliseconds. At each look at the clock `look_s` go by.
     """
 
     folder: Path
@@ -57,9 +58,12 @@ class World:
     works: dict[TaskKey, Work] = field(default_factory=dict)
     done: list[TaskKey] = field(default_factory=list)
     down: set[str] = field(default_factory=set)
+    barred: set[str] = field(default_factory=set)
     failures: dict[tuple[str, int, int], tuple[str, bool]] = field(default_factory=dict)
     always_failing: set[str] = field(default_factory=set)
     broken: set[tuple[str, int]] = field(default_factory=set)
+    declining: dict[str, float] = field(default_factory=dict)
+    look_s: float = 0.001
     slow: dict[str, float] = field(default_factory=dict)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -67,8 +71,8 @@ class World:
         self.failures[node, round, attempt] = (reason, retryable)
 
     def clock(self) -> datetime:
-        """The time, a millisecond later at each look."""
-        return self.pass_time(0.001)
+        """The time, a little later at each look."""
+        return self.pass_time(self.look_s)
 
     def pass_time(self, seconds: float) -> datetime:
         with self.changed:
@@ -149,7 +153,7 @@ class FakeHost:
         if world.jitter is not None:
             time.sleep(random.Random(f"{world.jitter}/{task.key}").uniform(0, 0.003))
         with world.changed:
-            world.changed.wait_for(lambda: self._is_closed or world.now >= work.ready_at)
+            world.changed.wait_for(lambda: self._is_closed or world.now >= work.ready_at or self._node in world.down)
         self._reach()
         return Done(result=work.result, traffic=Traffic(sent=100))
 
@@ -183,7 +187,11 @@ class FakeHost:
         if self._is_closed:
             raise NodeError("the host was closed")
         if self._node in self._world.down:
-            raise NodeError("no route to host")
+            raise Unreachable("no route to host")
+        if self._node in self._world.barred:
+            raise LoginError("permission denied")
+        if self._node in self._world.declining:
+            raise Declined("outside its hours", seconds=self._world.declining[self._node])
 
 
 class FakeHosts:
@@ -255,7 +263,7 @@ class Killer(Watch):
 
 
 def federation(*names: str, rounds: int = 2, strategy: str = "fedavg", **more: Any) -> Federation:
-    schedule = Schedule(**{key: more.pop(key) for key in ("cohort", "quorum", "deadline_s", "attempts") if key in more})
+    schedule = Schedule(**{key: more.pop(key) for key in Schedule.__slots__ if key in more})
     return Federation(
         name="toy",
         folder=Path(),
@@ -336,7 +344,9 @@ class Scene:
             "published": rundir.digest(self.run.model),
             "files": {str(path.relative_to(self.run.path)): rundir.digest(path) for path in models},
             "tasks": self.world.keys("initialize", "train", "alone", "compare"),
-            "rounds": [replace(r, opened_at=START, closed_at=START, bytes=Traffic()) for r in state.history],
+            "rounds": [
+                replace(r, opened_at=START, closed_at=START, answered_s={}, bytes=Traffic()) for r in state.history
+            ],
             "alone": state.alone,
             "compared": state.compared,
             "scores": state.evaluations.get(state.round),

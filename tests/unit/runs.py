@@ -47,7 +47,7 @@ class Story:
         self.events.append(kind(at=self.now, **fields))
         self.state = apply(self.state, self.events[-1])
 
-    def _started(self) -> None:
+    def _started(self, **more: Any) -> None:
         self.tell(
             RunStarted,
             after=0,
@@ -59,19 +59,20 @@ class Story:
             compare=self.compare,
             metric=self.metric,
             mode=self.mode,
+            **more,
         )
 
-    def resumed(self, *, after: float = 600.0) -> None:
+    def resumed(self, *, after: float = 600.0, **more: Any) -> None:
         self.now += timedelta(seconds=after)
-        self._started()
+        self._started(**more)
         self.ready()
 
     def ready(self, *names: str) -> None:
         for name in names or self.nodes:
             self.tell(NodeReady, after=0.5, node=name)
 
-    def lost(self, name: str, reason: str = "no route to host") -> None:
-        self.tell(NodeLost, node=name, reason=reason)
+    def lost(self, name: str, reason: str = "no route to host", **more: Any) -> None:
+        self.tell(NodeLost, node=name, reason=reason, **more)
 
     def built(self) -> None:
         self.tell(TaskStarted, task=TaskKey(round=0, node=COORDINATOR, kind="initialize"))

@@ -9,14 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedctl import fleet
+from fedctl.actions import Aggregate, Cancel, Finish, GiveUp, Hold, OpenRound, Perform, Prepare, WidenRound
 from fedctl.events import (
     ModelEvaluated,
     ModelInitialized,
+    NodeDeclined,
     NodeLost,
     NodeReady,
     RoundAggregated,
     RoundHeld,
     RoundOpened,
+    RoundWidened,
     RunFailed,
     RunFinished,
     RunStarted,
@@ -24,9 +28,9 @@ from fedctl.events import (
     UpdateReceived,
 )
 from fedctl.federation import Federation, Node, Schedule, TaskSpec
-from fedctl.plan import Aggregate, Cancel, Finish, GiveUp, Hold, OpenRound, Perform, Prepare, cohort, plan
+from fedctl.plan import plan
 from fedctl.records import COORDINATOR, Blob, Score, TaskKey
-from fedctl.state import RunState, apply
+from fedctl.state import NodeState, RunState, apply
 from tests.unit.runs import START, Story, blob
 
 HOUR = timedelta(hours=1)
@@ -63,6 +67,12 @@ def ready(*names: str, **fields) -> Story:
     return story
 
 
+def cohort_of(names, here=None, *, round: int = 1, **fields) -> tuple[str, ...]:
+    """The cohort that is drawn when these nodes are ready."""
+    state = RunState(nodes={name: NodeState(name=name, status="ready") for name in here or names})
+    return fleet.cohort(federation(*names, **fields), round, state, START)
+
+
 def opened(*names: str, **fields) -> Story:
     story = ready(*names, **fields)
     story.opened(1)
@@ -76,14 +86,23 @@ def test_first_every_node_is_made_ready_and_the_model_is_built_all_at_once():
     assert keys(planned(Story())) == ["prepare/alice", "prepare/bob", "prepare/carol", "r0000/coordinator/i1"]
 
 
-def test_nothing_else_begins_before_every_node_is_ready_or_lost():
+def test_no_round_opens_before_every_node_is_ready_or_lost():
     story = Story()
     story.ready("alice")
     story.built()
-    assert keys(planned(story)) == ["prepare/bob", "prepare/carol"]
+    assert keys(planned(story, quorum=2)) == ["prepare/bob", "prepare/carol", "r0000/alice/e1"]
     story.lost("bob")
     story.ready("carol")
-    assert "open/1" in keys(planned(story))
+    assert "open/1" in keys(planned(story, quorum=2))
+
+
+def test_a_round_that_is_open_goes_on_while_others_are_made_ready():
+    story = opened("alice", "bob")
+    story.tell(RunStarted, **started(story))
+    story.ready("bob")
+    assert keys(planned(story)) == ["prepare/alice", "r0001/bob/a1"]
+    story.trained(1, "bob")
+    assert keys(planned(story, quorum=1)) == ["prepare/alice"], "alice is waited for"
 
 
 @pytest.mark.parametrize("attempts", [1, 2, 3])
@@ -104,7 +123,8 @@ def test_a_run_without_nodes_gives_up_and_says_why():
     story.lost("alice")
     story.lost("bob", "permission denied")
     story.built()
-    assert planned(story) == [GiveUp(reason="no node is left: alice: no route to host; bob: permission denied")]
+    reason = "round 1 needs 2 nodes, and 0 can be had (alice: no route to host; bob: permission denied)"
+    assert planned(story) == [GiveUp(reason=reason)]
 
 
 def test_the_first_model_is_scored_while_the_first_round_opens():
@@ -125,7 +145,16 @@ def test_all_reachable_nodes_by_default():
     story.ready("alice", "carol")
     story.lost("bob")
     story.built()
-    assert planned(story)[-1] == OpenRound(round=1, nodes=("alice", "carol"))
+    assert planned(story, quorum=2)[-1] == OpenRound(round=1, nodes=("alice", "carol"), wanted=2, quorum=2)
+
+
+def test_a_quorum_is_of_all_that_the_round_should_have():
+    """A node whose entry is mistyped is no reason to go on without it."""
+    story = Story()
+    story.ready("alice", "carol")
+    story.lost("bob", "permission denied")
+    story.built()
+    assert planned(story)[-1] == GiveUp(reason="round 1 needs 3 nodes, and 2 can be had (bob: permission denied)")
 
 
 @pytest.mark.parametrize(
@@ -133,24 +162,30 @@ def test_all_reachable_nodes_by_default():
 )
 def test_a_cohort_is_a_share_or_a_number(share, nodes, size):
     names = [f"n{i}" for i in range(nodes)]
-    drawn = cohort(federation(*names, cohort=share), 1, names)
+    drawn = cohort_of(names, cohort=share)
     assert len(drawn) == size
     assert list(drawn) == sorted(set(drawn) & set(names))
 
 
 def test_a_share_is_of_all_nodes_though_some_are_lost():
     names = [f"n{i}" for i in range(10)]
-    assert len(cohort(federation(*names, cohort=0.5), 1, names[:7])) == 5
-    assert cohort(federation(*names, cohort=0.5), 1, names[:4]) == tuple(names[:4])
+    assert len(cohort_of(names, names[:7], cohort=0.5)) == 5
+    assert cohort_of(names, names[:4], cohort=0.5) == tuple(names[:4])
 
 
 def test_a_cohort_is_drawn_by_seed_and_round_alone():
     names = [f"n{i}" for i in range(30)]
-    one = federation(*names, cohort=5)
-    drawn = [cohort(one, number, names) for number in range(1, 20)]
-    assert drawn == [cohort(one, number, reversed(names)) for number in range(1, 20)]
+    drawn = [cohort_of(names, cohort=5, round=number) for number in range(1, 20)]
+    assert drawn == [cohort_of(names, reversed(names), cohort=5, round=number) for number in range(1, 20)]
     assert len(set(drawn)) > 10
-    assert drawn != [cohort(federation(*names, cohort=5, seed=8), number, names) for number in range(1, 20)]
+    assert drawn != [cohort_of(names, cohort=5, seed=8, round=number) for number in range(1, 20)]
+
+
+def test_who_is_away_changes_no_more_of_a_cohort_than_must_be():
+    names = [f"n{i}" for i in range(30)]
+    whole = cohort_of(names, cohort=5)
+    without = cohort_of(names, [name for name in names if name != whole[0]], cohort=5)
+    assert len(set(whole) & set(without)) == 4
 
 
 def test_a_cohort_is_the_same_after_a_resume():
@@ -215,16 +250,18 @@ def test_a_resume_does_not_renew_the_budget_unless_the_run_had_given_up():
     assert isinstance(planned(story, quorum=1.0)[0], GiveUp)
 
 
-def test_a_node_that_is_lost_at_a_resume_is_waited_for_no_more():
+def test_a_node_that_is_lost_at_a_resume_is_waited_for_as_long_as_patience_lasts():
     story = opened()
     story.trained(1, "alice")
     story.trained(1, "bob")
     story.tell(RunStarted, **started(story))
     story.ready("alice", "bob")
     story.lost("carol")
-    assert planned(story, quorum=2) == [Aggregate(round=1, contributors=("alice", "bob"))]
+    assert planned(story, quorum=2) == []
+    over = story.now + timedelta(minutes=5)
+    assert planned(story, quorum=2, now=over)[-1] == Aggregate(round=1, contributors=("alice", "bob"))
     reason = "round 1 has 2 of the 3 updates it needs (carol: no route to host)"
-    assert planned(story, quorum=3) == [GiveUp(reason=reason)]
+    assert planned(story, quorum=3, now=over)[-1] == GiveUp(reason=reason)
 
 
 def test_an_update_of_a_node_that_is_lost_later_counts():
@@ -234,7 +271,7 @@ def test_an_update_of_a_node_that_is_lost_later_counts():
     story.ready("alice")
     story.lost("bob")
     story.trained(1, "alice")
-    assert planned(story) == [Aggregate(round=1, contributors=("alice", "bob"))]
+    assert planned(story)[-1] == Aggregate(round=1, contributors=("alice", "bob"))
 
 
 @pytest.mark.parametrize(
@@ -278,8 +315,8 @@ def test_past_the_deadline_the_unanswered_are_cancelled():
     now = story.state.open.opened_at + HOUR
     assert keys(planned(story, now=now - timedelta(seconds=1), deadline_s=3600)) == ["r0001/bob/a2", "r0001/carol/a1"]
     assert planned(story, now=now, deadline_s=3600) == [
-        Cancel(task=TaskKey(round=1, node="bob", attempt=2)),
-        Cancel(task=TaskKey(round=1, node="carol")),
+        Cancel(task=TaskKey(round=1, node="bob", attempt=2), reason="the deadline of 3600 s passed"),
+        Cancel(task=TaskKey(round=1, node="carol"), reason="the deadline of 3600 s passed"),
     ]
     assert keys(planned(story, now=now + 99 * HOUR)) == ["r0001/bob/a2", "r0001/carol/a1"], "without a deadline"
 
@@ -293,11 +330,191 @@ def test_what_was_cancelled_is_over():
     ]
 
 
-def test_the_deadline_counts_anew_from_a_resume():
+def test_the_deadline_does_not_count_the_time_without_a_coordinator():
+    """What nodes did meanwhile is still wanted; what was used up before is used up."""
     story = opened()
-    story.resumed(after=12 * 3600)
-    assert all(isinstance(action, Perform) for action in planned(story, deadline_s=3600))
-    assert all(isinstance(action, Cancel) for action in planned(story, deadline_s=3600, now=story.now + HOUR))
+    story.now += HOUR / 2
+    story.resumed(after=12 * 3600, absent_s=12 * 3600)
+    left = story.state.open.opened_at + 13 * HOUR
+    assert all(isinstance(action, Perform) for action in planned(story, deadline_s=3600, now=left - HOUR / 60))
+    assert all(isinstance(action, Cancel) for action in planned(story, deadline_s=3600, now=left))
+
+
+def test_a_resume_past_the_deadline_leaves_time_to_take_what_is_done():
+    story = opened()
+    story.resumed(after=3 * 3600)
+    at = story.state.resumed_at
+    assert all(isinstance(a, Perform) for a in planned(story, deadline_s=3600, now=at + timedelta(seconds=59)))
+    assert all(isinstance(a, Cancel) for a in planned(story, deadline_s=3600, now=at + timedelta(seconds=60)))
+
+
+def test_a_node_is_told_to_hand_in_what_it_has_shortly_before_the_deadline():
+    story = opened("alice")
+    at = story.state.open.opened_at
+    seconds = [
+        planned(story, now=at + timedelta(seconds=s), deadline_s=100, partial=True)[0].seconds for s in (0, 50, 95)
+    ]
+    assert seconds == [90, 40, 1]
+    assert planned(story, now=at, deadline_s=100)[0].seconds is None
+    assert planned(story, now=at)[0].seconds is None
+
+
+# Fleets
+
+
+def test_more_are_asked_than_are_wanted_and_the_first_are_taken():
+    names = [f"n{i:02d}" for i in range(30)]
+    story = ready(*names)
+    fields = {"cohort": 10, "overprovision": 1.3}
+    (action,) = planned(story, **fields)
+    assert (len(action.nodes), action.wanted, action.quorum) == (13, 10, 8)
+    story.tell(RoundOpened, round=1, nodes=action.nodes, wanted=10, quorum=8)
+    for name in action.nodes[3:]:
+        story.started(1, name)
+    for name in reversed(action.nodes[3:]):
+        assert all(isinstance(one, Perform) for one in planned(story, **fields))
+        story.trained(1, name)
+    assert planned(story, **fields) == [Aggregate(round=1, contributors=action.nodes[3:])]
+    story.trained(1, action.nodes[0])
+    assert planned(story, **fields) == [Aggregate(round=1, contributors=action.nodes[3:])], "one that came too late"
+
+
+def test_what_is_trained_for_a_closed_round_is_stopped():
+    story = ready("alice", "bob", "carol")
+    story.tell(RoundOpened, round=1, nodes=("alice", "bob", "carol"), wanted=2, quorum=2)
+    for name in story.nodes:
+        story.started(1, name)
+    story.trained(1, "alice")
+    story.trained(1, "carol")
+    story.aggregated(1, "alice", "carol")
+    stale = Cancel(task=TaskKey(round=1, node="bob"), reason="the round was closed without it")
+    assert stale in planned(story)
+    assert story.state.history[-1].failed == (), "it was not needed"
+    story.failed(1, "bob", stale.reason, retryable=False)
+    assert stale not in planned(story)
+    assert story.state.nodes["bob"].strikes == 0
+
+
+def test_a_node_that_goes_away_is_looked_for_ever_more_rarely_and_comes_back_to_its_task():
+    story = opened("alice", "bob")
+    story.trained(1, "alice")
+    story.started(1, "bob")
+    began = story.now
+    asked = []
+    while (story.now - began) < HOUR / 4:
+        story.lost("bob")
+        pause = 0
+        while not (actions := planned(story, now=story.now + timedelta(seconds=pause), patience_s=None)):
+            pause += 1
+        assert keys(actions) == ["prepare/bob"]
+        asked.append(pause)
+        story.now += timedelta(seconds=pause)
+    assert asked[0] <= 3
+    assert asked == sorted(asked) or max(asked) > 60
+    assert len(asked) < 30
+    story.ready("bob")
+    assert keys(planned(story)) == ["r0001/bob/a1"], "no attempt was spent"
+
+
+def test_one_that_was_never_here_is_not_waited_for_and_may_join_later():
+    story = Story("alice", "bob")
+    story.ready("alice")
+    story.lost("bob")
+    story.built()
+    story.scored(0)
+    assert keys(planned(story, quorum=1)) == ["prepare/bob", "open/1"]
+    story.tell(RoundOpened, round=1, nodes=("alice",))
+    story.trained(1, "alice")
+    story.ready("bob")
+    story.aggregated(1, "alice")
+    story.scored(1)
+    assert planned(story, quorum=1)[-1].nodes == ("alice", "bob")
+
+
+def test_one_that_will_not_come_back_by_itself_is_not_waited_for():
+    story = opened("alice", "bob")
+    story.trained(1, "alice")
+    story.lost("bob", "the host key has changed", passing=False)
+    assert planned(story, quorum=1) == [Aggregate(round=1, contributors=("alice",))]
+
+
+def test_a_trouble_is_over_with_an_answer_or_after_a_while_of_calm():
+    story = opened("alice", "bob")
+    story.lost("bob")
+    first = story.state.nodes["bob"].trouble_at
+    story.ready("bob")
+    story.lost("bob")
+    assert story.state.nodes["bob"].trouble_at == first, "it only flickered"
+    story.ready("bob")
+    story.now += timedelta(seconds=61)
+    story.lost("bob")
+    assert story.state.nodes["bob"].trouble_at == story.now
+    story.ready("bob")
+    story.failed(1, "bob")
+    assert story.state.nodes["bob"].trouble_at is None
+
+
+def test_a_round_that_cannot_reach_its_quorum_takes_in_others():
+    names = ("alice", "bob", "carol", "dave")
+    story = ready(*names)
+    story.tell(RoundOpened, round=1, nodes=("alice", "bob"))
+    story.trained(1, "alice")
+    story.failed(1, "bob", retryable=False)
+    (action,) = planned(story, cohort=2, quorum=2)
+    assert isinstance(action, WidenRound)
+    assert len(action.nodes) == 1
+    story.tell(RoundWidened, round=1, nodes=action.nodes)
+    (added,) = action.nodes
+    assert keys(planned(story, cohort=2, quorum=2)) == [f"r0001/{added}/a1"]
+    story.trained(1, added)
+    assert planned(story, cohort=2, quorum=2) == [Aggregate(round=1, contributors=("alice", added))]
+
+
+def test_a_node_that_fails_round_after_round_rests_for_ever_more_of_them():
+    names = ("alice", "bob", "carol", "dave")
+    story, took_part = ready(*names, rounds=40), []
+    for number in range(1, 40):
+        nodes = planned(story, quorum=0.5, attempts=1)[-1].nodes
+        story.tell(RoundOpened, round=number, nodes=nodes)
+        if "bob" in nodes:
+            took_part.append(number)
+            story.failed(number, "bob", retryable=False)
+        for name in set(nodes) - {"bob"}:
+            story.trained(number, name)
+        story.aggregated(number, *sorted(set(nodes) - {"bob"}))
+        story.scored(number)
+    assert took_part == [1, 2, 4, 8, 16, 32]
+    assert "bob" in planned(story, quorum=1.0, attempts=1)[-1].nodes, "it is asked before the quorum is missed"
+
+
+def test_nodes_whose_owners_do_not_want_them_used_now_are_waited_for_without_end():
+    story = ready("alice", "bob")
+    story.tell(NodeDeclined, node="bob", reason="outside its hours", seconds=3600)
+    assert planned(story) == []
+    assert planned(story, now=story.now + timedelta(seconds=3599)) == []
+    assert keys(planned(story, now=story.now + timedelta(seconds=3600))) == ["prepare/bob"]
+    assert keys(planned(story, quorum=1)) == ["open/1"], "where the others are enough it is not waited for"
+
+
+def test_one_that_declines_in_a_round_is_waited_for_where_the_quorum_needs_it():
+    story = opened("alice", "bob")
+    story.trained(1, "alice")
+    story.tell(NodeDeclined, node="bob", reason="on battery", seconds=60)
+    assert planned(story) == []
+    assert planned(story, quorum=1) == [Aggregate(round=1, contributors=("alice",))]
+    late = planned(story, now=story.now + HOUR, deadline_s=600)
+    assert late[-1] == GiveUp(reason="round 1 has 1 of the 2 updates it needs (bob: on battery)")
+
+
+def test_the_last_scores_are_waited_for_as_long_as_patience_lasts():
+    story = opened("alice", "bob", rounds=1)
+    for name in story.nodes:
+        story.trained(1, name)
+    story.aggregated(1)
+    story.evaluated(1, "alice", 0.5)
+    story.lost("bob")
+    assert planned(story) == []
+    assert planned(story, now=story.now + timedelta(minutes=5)) == [Finish()]
 
 
 def test_scoring_has_the_same_deadline():
@@ -437,6 +654,7 @@ NAMES = ("alice", "bob", "carol", "dave")
 @st.composite
 def federations(draw):
     share = st.one_of(st.sampled_from([0.3, 0.5, 1.0]), st.integers(1, 4))
+    deadline_s = draw(st.sampled_from([None, 30.0]))
     return federation(
         *NAMES[: draw(st.integers(1, 4))],
         rounds=draw(st.integers(1, 3)),
@@ -444,7 +662,10 @@ def federations(draw):
         cohort=draw(share),
         quorum=draw(share),
         attempts=draw(st.integers(1, 3)),
-        deadline_s=draw(st.sampled_from([None, 30.0])),
+        overprovision=draw(st.sampled_from([1.0, 1.3, 2.0])),
+        deadline_s=deadline_s,
+        partial=deadline_s is not None and draw(st.booleans()),
+        patience_s=draw(st.sampled_from([None, 1.0, 60.0])),
     )
 
 
@@ -452,9 +673,11 @@ def natural(action, rng: random.Random, now: datetime):
     """One of the events that the action may end in."""
     match action:
         case Prepare(node=node):
-            return NodeLost(at=now, node=node, reason="x") if rng.random() < 0.1 else NodeReady(at=now, node=node)
-        case OpenRound(round=number, nodes=nodes):
-            return RoundOpened(at=now, round=number, nodes=nodes)
+            return _prepared(node, rng, now)
+        case OpenRound(round=number, nodes=nodes, wanted=wanted, quorum=quorum):
+            return RoundOpened(at=now, round=number, nodes=nodes, wanted=wanted, quorum=quorum)
+        case WidenRound(round=number, nodes=nodes):
+            return RoundWidened(at=now, round=number, nodes=nodes)
         case Aggregate(round=number, contributors=names):
             return RoundAggregated(at=now, round=number, model=_blob(rng), contributors=names)
         case Hold(round=number):
@@ -465,6 +688,8 @@ def natural(action, rng: random.Random, now: datetime):
             return RunFailed(at=now, reason=reason)
         case Cancel(task=key):
             return TaskFailed(at=now, task=key, reason="late", retryable=False)
+        case Perform(task=key) if key.node != COORDINATOR and rng.random() < 0.1:
+            return NodeLost(at=now, node=key.node, reason="x", passing=rng.random() < 0.8)
         case Perform(task=key) if rng.random() < 0.25:
             return TaskFailed(at=now, task=key, reason="x", retryable=rng.random() < 0.7)
         case Perform(task=TaskKey(kind="initialize")):
@@ -474,6 +699,16 @@ def natural(action, rng: random.Random, now: datetime):
             return ModelEvaluated(at=now, task=key, scores=scores, seconds=1)
         case Perform(task=key):
             return UpdateReceived(at=now, task=key, update=_blob(rng), examples=1, metrics={}, seconds=1)
+
+
+def _prepared(node: str, rng: random.Random, now: datetime):
+    match rng.random():
+        case chance if chance < 0.1:
+            return NodeLost(at=now, node=node, reason="x", passing=rng.random() < 0.8)
+        case chance if chance < 0.2:
+            return NodeDeclined(at=now, node=node, reason="x", seconds=rng.choice([0.0, 60.0, 7200.0]))
+        case _:
+            return NodeReady(at=now, node=node)
 
 
 def _blob(rng: random.Random) -> Blob:
@@ -499,18 +734,22 @@ def begun(described: Federation) -> RunStarted:
 
 
 @given(described=federations(), seed=st.integers(0, 2**32), hold=st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=2000, deadline=None)
 def test_whatever_happens_every_plan_gets_on_and_comes_to_an_end(described, seed, hold):
     rng, now, state = random.Random(seed), START, RunState()
     start = begun(described)
     state = apply(state, start)
-    for _ in range(400):
+    for _ in range(2000):
         actions = plan(state, described, now, hold=hold)
         assert actions == plan(state, described, now, hold=hold), "the same state, the same plan"
         assert len(set(keys(actions))) == len(actions), "a key names one action"
-        assert bool(actions) != state.is_over, "there is something to do until the run is over"
         if state.is_over:
+            assert actions == []
             return
+        if not actions:
+            assert any(node.status in ("lost", "away") for node in state.nodes.values()), "a run waits for somebody"
+            now += timedelta(seconds=10)
+            continue
         if rng.random() < 0.03:
             state = apply(state, replace(start, at=now))
             continue
@@ -527,7 +766,11 @@ def test_whatever_happens_every_plan_gets_on_and_comes_to_an_end(described, seed
 def test_a_plan_asks_no_node_that_is_not_ready_and_none_outside_the_cohort(described, seed):
     rng, now, state = random.Random(seed), START, RunState()
     state = apply(state, begun(described))
-    while actions := plan(state, described, now):
+    while not state.is_over:
+        actions = plan(state, described, now)
+        if not actions:
+            now += timedelta(seconds=10)
+            continue
         for action in actions:
             if isinstance(action, Perform) and action.task.node != COORDINATOR:
                 assert state.nodes[action.task.node].status == "ready"

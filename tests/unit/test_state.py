@@ -9,17 +9,20 @@ from fedctl.events import (
     EVENTS,
     ModelEvaluated,
     ModelInitialized,
+    NodeDeclined,
     NodeLost,
     NodeReady,
     RoundAggregated,
     RoundHeld,
     RoundOpened,
+    RoundWidened,
     RunFailed,
     RunFinished,
     RunStarted,
     TaskFailed,
     TaskStarted,
     Traffic,
+    UpdateLost,
     UpdateReceived,
     dump,
     load,
@@ -29,7 +32,16 @@ from fedctl.state import Failed, Received, RunState, Scored, apply, fold
 from tests.unit.runs import SIZE, START, Story, blob, finished, mid_round, preparing
 
 LATER = START + timedelta(days=1)
-REPEATABLE = (TaskStarted, TaskFailed, UpdateReceived, ModelEvaluated, ModelInitialized, RoundOpened, RoundAggregated)
+REPEATABLE = (
+    TaskStarted,
+    TaskFailed,
+    UpdateReceived,
+    ModelEvaluated,
+    ModelInitialized,
+    RoundOpened,
+    RoundWidened,
+    RoundAggregated,
+)
 """Events that tell of one thing that happens once; the others tell where a coordinator or a node stands."""
 
 
@@ -65,7 +77,27 @@ def messy() -> Story:
     return story
 
 
-STORIES = {"preparing": preparing, "mid-round": mid_round, "finished": finished, "messy": messy}
+def roaming() -> Story:
+    """Nodes that go and come back, decline and fail; a round is widened, and an update is lost."""
+    story = Story("alice", "bob", "carol", "dave")
+    story.ready()
+    story.built()
+    story.tell(RoundOpened, round=1, nodes=("alice", "bob"), wanted=2, quorum=2)
+    story.started(1, "alice")
+    story.lost("alice")
+    story.ready("alice")
+    story.tell(NodeDeclined, node="carol", reason="outside its hours", seconds=60.0)
+    story.failed(1, "bob", retryable=False)
+    story.tell(RoundWidened, round=1, nodes=("dave",))
+    story.trained(1, "alice")
+    story.tell(UpdateLost, task=TaskKey(round=1, node="alice"), reason="it is not there")
+    story.trained(1, "dave", partial=True, steps=17, line_s=0.5)
+    story.trained(1, "alice")
+    story.aggregated(1, "alice", "dave")
+    return story
+
+
+STORIES = {"roaming": roaming, "preparing": preparing, "mid-round": mid_round, "finished": finished, "messy": messy}
 every_story = pytest.mark.parametrize("story", STORIES.values(), ids=STORIES.keys())
 
 
@@ -90,6 +122,10 @@ def test_a_repeated_event_changes_nothing_beyond_the_time_however_late_it_comes(
             taken_up_since = any(isinstance(other, RunStarted) for other in told[place:end])
             if isinstance(event, TaskStarted) and taken_up_since:
                 continue  # a task that is started for a new coordinator is seen at work again
+            if any(
+                isinstance(other, UpdateLost) and other.task == getattr(event, "task", None) for other in told[:end]
+            ):
+                continue  # what was lost may come again
             if isinstance(event, REPEATABLE):
                 again = apply(state, replace(event, at=LATER))
                 assert replace(again, last_at=state.last_at) == state, (event, end)

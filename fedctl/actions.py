@@ -1,0 +1,117 @@
+"""What `plan` asks for, in the imperative: the coordinator performs each action whose `key` is not yet in flight.
+
+Every action is idempotent under its key and ends in an event.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedctl.records import Blob, TaskKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepare:
+    """Reach a node and make it ready."""
+
+    node: str
+
+    @property
+    def key(self) -> str:
+        return f"prepare/{self.node}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Perform:
+    """Have a node do a task on these models.
+
+    `passes` multiplies the epochs (alone, all rounds are one task). After `seconds` the node hands in what it has done;
+    None lets it come to its end.
+    """
+
+    task: TaskKey
+    models: Mapping[str, Blob] = field(default_factory=dict)
+    passes: int = 1
+    seconds: float | None = None
+
+    @property
+    def key(self) -> str:
+        return str(self.task)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """Stop a task that is of no use any more."""
+
+    task: TaskKey
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return f"cancel/{self.task}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRound:
+    """Open a round with this cohort; `wanted` updates close it, and it cannot close without a `quorum`."""
+
+    round: int
+    nodes: tuple[str, ...]
+    wanted: int
+    quorum: int
+
+    @property
+    def key(self) -> str:
+        return f"open/{self.round}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WidenRound:
+    """Add nodes to a round whose cohort cannot reach the quorum."""
+
+    round: int
+    nodes: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        return f"widen/{self.round}/{'/'.join(self.nodes)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aggregate:
+    """Make the updates of these contributors the next model."""
+
+    round: int
+    contributors: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        return f"aggregate/{self.round}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """Stop here and wait for a manual aggregation."""
+
+    round: int
+
+    @property
+    def key(self) -> str:
+        return f"hold/{self.round}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """All is done."""
+
+    key: str = "finish"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveUp:
+    """The run cannot go on."""
+
+    reason: str
+    key: str = "give up"
+
+
+Action = Prepare | Perform | Cancel | OpenRound | WidenRound | Aggregate | Hold | Finish | GiveUp

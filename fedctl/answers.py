@@ -1,0 +1,131 @@
+"""What the events of tasks do to the state: one begins, fails, gives an update or a score, or its update is lost.
+
+Pure, as `state.apply` is, whose half they are. What has been answered, or belongs to a closed round, is no news.
+"""
+
+from dataclasses import replace
+from datetime import datetime
+from typing import assert_never
+
+from fedctl.events import ModelEvaluated, TaskFailed, TaskStarted, Traffic, UpdateLost, UpdateReceived
+from fedctl.records import TaskKey
+from fedctl.runstate import Answer, Failed, Received, RunState, Scored
+
+
+def task_started(state: RunState, event: TaskStarted) -> RunState:
+    key = event.task
+    if _is_past(state, key):
+        return state
+    since = state.nodes[key.node].since if key.node in state.nodes and state.nodes[key.node].task == key else event.at
+    return state.with_node(key.node, task=key, attempt=key.attempt, round=key.round, since=since)
+
+
+def task_failed(state: RunState, event: TaskFailed) -> RunState:
+    key = event.task
+    if _is_past(state, key):
+        node = state.nodes.get(key.node)
+        return state.with_node(key.node, task=None) if node and node.task == key else state
+    known = state.answers(key.kind, key.round).get(key.node)
+    spent = known.spent + 1 if isinstance(known, Failed) else 1
+    failed = Failed(attempt=key.attempt, spent=spent, reason=event.reason, retryable=event.retryable)
+    state = state.with_node(key.node, task=None, error=event.reason, detail=event.detail, attempt=key.attempt)
+    return _answered(state, key, failed, event.at)
+
+
+def update_received(state: RunState, event: UpdateReceived) -> RunState:
+    key = event.task
+    if isinstance(state.answers(key.kind, key.round).get(key.node), Received):
+        return state
+    if key.node not in state.nodes or (key.kind == "train" and not state.is_open(key.round)):
+        return state
+    received = Received(
+        key=key,
+        update=event.update,
+        examples=event.examples,
+        metrics=event.metrics,
+        seconds=event.seconds,
+        line_s=event.line_s,
+        steps=event.steps,
+        partial=event.partial,
+    )
+    state = _answered(_worked(state, key, event.bytes), key, received, event.at)
+    state = state.with_node(key.node, error=None, detail="", accelerator=event.accelerator)
+    if key.kind != "train":
+        return state
+    contributions = state.nodes[key.node].contributions + 1
+    return state.with_node(
+        key.node,
+        metrics=event.metrics,
+        seconds=event.seconds,
+        examples=event.examples,
+        contributions=contributions,
+    )
+
+
+def update_lost(state: RunState, event: UpdateLost) -> RunState:
+    """The node is asked for it again, under the same key; what it did counts once."""
+    key, opened = event.task, state.open
+    if opened is None or not isinstance(opened.answers.get(key.node), Received) or opened.number != key.round:
+        return state
+    answers = {name: answer for name, answer in opened.answers.items() if name != key.node}
+    state = state.with_node(key.node, contributions=state.nodes[key.node].contributions - 1)
+    return replace(state, open=replace(opened, answers=answers))
+
+
+def model_evaluated(state: RunState, event: ModelEvaluated) -> RunState:
+    key = event.task
+    if key.node not in state.nodes or isinstance(state.answers(key.kind, key.round).get(key.node), Scored):
+        return state
+    scored = Scored(scores=event.scores, seconds=event.seconds)
+    state = _answered(_worked(state, key, event.bytes), key, scored, event.at)
+    if key.kind == "evaluate" and "global" in event.scores:
+        state = state.with_node(key.node, score=event.scores["global"])
+    return state
+
+
+def _answered(state: RunState, key: TaskKey, answer: Answer, at: datetime) -> RunState:
+    if key.node in state.nodes and state.nodes[key.node].status == "ready":
+        state = state.with_node(key.node, trouble_at=None)
+    match key.kind:
+        case "train":
+            opened = state.open
+            if opened is None:
+                return state
+            others = {name: other for name, other in opened.answers.items() if name != key.node}
+            came_s = (at - opened.opened_at).total_seconds() - opened.absent_s
+            answered_s = {**opened.answered_s, key.node: came_s}
+            return replace(state, open=replace(opened, answers={**others, key.node: answer}, answered_s=answered_s))
+        case "evaluate":
+            scored = {**state.evaluations.get(key.round, {}), key.node: answer}
+            return replace(state, evaluations={**state.evaluations, key.round: scored})
+        case "alone":
+            return replace(state, alone={**state.alone, key.node: answer})
+        case "compare":
+            return replace(state, compared={**state.compared, key.node: answer})
+        case "initialize":
+            return replace(state, initialization=answer if isinstance(answer, Failed) else None)
+        case _:
+            assert_never(key.kind)
+
+
+def _worked(state: RunState, key: TaskKey, traffic: Traffic) -> RunState:
+    """Book a task's bytes on its node and on the open round, and free the node."""
+    node = state.nodes[key.node]
+    state = state.with_node(
+        key.node, task=None if node.task == key else node.task, bytes=node.bytes + traffic, attempt=key.attempt
+    )
+    opened = state.open and replace(state.open, bytes=state.open.bytes + traffic)
+    return replace(state, open=opened)
+
+
+def _is_past(state: RunState, key: TaskKey) -> bool:
+    """True when a task's start or failure is no news: it was answered, tried again, or its round is closed."""
+    match key.kind, state.answers(key.kind, key.round).get(key.node):
+        case "train", _ if not state.is_open(key.round):
+            return True
+        case "initialize", _ if state.model is not None:
+            return True
+        case _, Failed(attempt=attempt):
+            return attempt >= key.attempt
+        case _, answer:
+            return answer is not None
