@@ -17,7 +17,10 @@ def task_started(state: RunState, event: TaskStarted) -> RunState:
     if _is_past(state, key):
         return state
     since = state.nodes[key.node].since if key.node in state.nodes and state.nodes[key.node].task == key else event.at
-    return state.with_node(key.node, task=key, attempt=key.attempt, round=key.round, since=since)
+    state = state.with_node(key.node, task=key, attempt=key.attempt, round=key.round, since=since)
+    if key.kind != "train" or state.open is None:
+        return state
+    return replace(state, open=replace(state.open, begun={**state.open.begun, key.node: key.attempt}))
 
 
 def task_failed(state: RunState, event: TaskFailed) -> RunState:
@@ -64,12 +67,18 @@ def update_received(state: RunState, event: UpdateReceived) -> RunState:
 
 def update_lost(state: RunState, event: UpdateLost) -> RunState:
     """The node is asked for it again, under the same key; what it did counts once."""
-    key, opened = event.task, state.open
-    if opened is None or not isinstance(opened.answers.get(key.node), Received) or opened.number != key.round:
+    key = event.task
+    answer = state.answers(key.kind, key.round).get(key.node)
+    if not isinstance(answer, Received) or answer.key != key:
         return state
-    answers = {name: answer for name, answer in opened.answers.items() if name != key.node}
+    before = Failed(attempt=key.attempt - 1, spent=0, reason=event.reason, retryable=True)
+    if key.kind == "alone":
+        return replace(state, alone={**state.alone, key.node: before})
+    opened = state.open
+    if opened is None:
+        return state
     state = state.with_node(key.node, contributions=state.nodes[key.node].contributions - 1)
-    return replace(state, open=replace(opened, answers=answers))
+    return replace(state, open=replace(opened, answers={**opened.answers, key.node: before}))
 
 
 def model_evaluated(state: RunState, event: ModelEvaluated) -> RunState:

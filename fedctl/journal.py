@@ -4,8 +4,9 @@ Owns syncing, the repair of a torn last line and following a growing file; knows
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from shlex import quote
 from types import TracebackType
 from typing import Self
 
@@ -15,11 +16,14 @@ from fedctl.events import Event
 
 
 class Journal:
-    """The writer's end. Open it only while holding the run's lock."""
+    """The writer's end. Open it only while holding the run's lease.
 
-    def __init__(self, path: Path) -> None:
+    `check` raises when this process may not write any more; it is asked before anything is written.
+    """
+
+    def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
         """Repairs a torn tail; raises StateError when a line before the last is damaged."""
-        self._path = path
+        self._check = check
         self.events, whole = _read(path)
         self.was_torn = whole < path.stat().st_size
         self._file = path.open("ab")
@@ -28,6 +32,7 @@ class Journal:
 
     def append(self, batch: Iterable[Event]) -> None:
         """Append events and return when they are on the disk; one sync for all of them."""
+        self._check()
         self._file.write(b"".join(events.dump(event).encode() + b"\n" for event in batch))
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -65,18 +70,15 @@ def _read(path: Path, offset: int = 0, before: int = 0) -> tuple[list[Event], in
         raise StateError(f"cannot read {path}: {error.strerror}") from error
     found: list[Event] = []
     whole = 0
-    lines = content.splitlines(keepends=True)
+    *lines, torn = content.split(b"\n")
     for number, line in enumerate(lines, start=1):
-        is_last = number == len(lines)
-        if is_last and not line.endswith(b"\n"):
-            break
         try:
             found.append(_load(line, path, before + number))
         except StateError:
-            if is_last:
+            if number == len(lines) and not torn:
                 break
             raise
-        whole += len(line)
+        whole += len(line) + 1
     return found, whole
 
 
@@ -86,6 +88,6 @@ def _load(line: bytes, path: Path, number: int) -> Event:
     except ValueError as error:
         raise StateError(
             f"{path}:{number}: the journal is damaged: {error}",
-            hint="put the file back from a copy; the models of closed rounds are whole in rounds/, and"
-            " `fedctl aggregate` works on them",
+            hint=f"put the file back from a copy, or cut it there: `sed -i.damaged '{number},$d' {quote(str(path))}`, "
+            f"then `fedctl launch --resume {path.parent.name}` does what came after again, from what is still there",
         ) from error

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedctl.errors import ModelError
 from fedctl.events import RoundAggregated
+from fedctl.measures import global_scores
 from fedctl.rundir import RunDir, copy_atomically
 from fedctl.state import RunState
 from fedctl.strategies import Strategy
@@ -24,6 +25,8 @@ def close_round(
     at: Callable[[], datetime],
 ) -> RoundAggregated:
     """Aggregate the open round's updates into its model and publish that as the run's newest; idempotent.
+
+    The model, and what the strategy remembers, are on the disk for good when this returns.
 
     Raises ModelError when a file is damaged or the result is not finite.
     """
@@ -44,9 +47,18 @@ def close_round(
         strategy=strategy,
         model_out=run.round_model(number),
         memory_out=run.memory(number),
+        steps={name: update.steps for name, update in state.open.updates.items()},
+        losses=_losses(state, number - 1),
     )
+    run.sync(run.round_model(number))
     publish(run, number, model_args)
     return RoundAggregated(at=at(), round=number, model=model, contributors=tuple(contributors))
+
+
+def _losses(state: RunState, number: int) -> dict[str, float]:
+    """What each node's validation said of a round's model, where the run is judged by a loss: the less, the better."""
+    scores = global_scores(state, number) if state.mode == "min" else {}
+    return {name: score.metrics[state.metric] for name, score in scores.items() if state.metric in score.metrics}
 
 
 def publish(run: RunDir, number: int, model_args: Mapping[str, Any]) -> None:

@@ -1,30 +1,28 @@
 """Every file name on the coordinator: a run is a folder under `runs/`.
 
-Owns names, the lock, the `latest` link and atomic writes; knows nothing of what the files mean.
+Owns names, the `latest` link, and writes that are whole and on the disk; knows nothing of what the files mean. Who may
+write is `lease`'s part.
 """
 
 import contextlib
-import fcntl
-import getpass
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-import socket
-import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from fedctl import lease
 from fedctl.errors import StateError, UsageError
-from fedctl.records import Blob
+from fedctl.lease import Lease
+from fedctl.records import Blob, TaskKey
 
-SCHEMA = 1
+SCHEMA = 2
 RUNS = "runs"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -79,8 +77,34 @@ class RunDir:
     def alone(self, node: str) -> Path:
         return self.path / "alone" / f"{node}.safetensors"
 
+    def answer(self, task: TaskKey) -> Path:
+        """Where the weights go that a task returns."""
+        match task.kind:
+            case "initialize":
+                return self.round_model(0)
+            case "alone":
+                return self.alone(task.node)
+            case _:
+                return self.update(task.round, task.node)
+
     def log(self, node: str) -> Path:
         return self.path / "logs" / f"{node}.log"
+
+    @property
+    def _lease(self) -> Path:
+        return self.path / "lock"
+
+    def sync(self, path: Path) -> None:
+        """Have a file of the run on the disk for good, and the names of the folders that it is in."""
+        for part in (path, *path.parents):
+            _sync(part)
+            if part == self.path:
+                return
+
+    def sync_alone(self) -> None:
+        """The same for all models that nodes trained alone, which are not synced one by one as they come."""
+        for path in self.path.glob("alone/*"):
+            self.sync(path)
 
     def sweep(self) -> None:
         """Remove what a killed coordinator left half-written; only for the holder of the lock.
@@ -106,49 +130,19 @@ class RunDir:
             )
         return facts
 
-    def is_alive(self) -> bool:
-        """True while a coordinator works on the run."""
-        try:
-            with (self.path / "lock").open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
-        return False
+    def is_alive(self, *, surely: bool = False) -> bool:
+        """True while a coordinator works on the run; see `lease.is_held` on those of other hosts."""
+        return lease.is_held(self._lease, surely=surely)
 
     def owner(self) -> dict[str, Any]:
-        """Who holds or held the lock last."""
-        try:
-            owner: dict[str, Any] = json.loads((self.path / "lock").read_text())
-        except (OSError, ValueError):
-            return {}
-        return owner
+        """Who holds the run, or held it last."""
+        return lease.owner(self._lease)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, told: Callable[[str], None] = lambda _: None) -> Iterator[Lease]:
         """Hold the run; raises StateError, saying who holds it, when another process does."""
-        with (self.path / "lock").open("a+") as file:
-            try:
-                _take(file)
-            except OSError:
-                owner = self.owner()
-                raise StateError(
-                    f"run {self.name} is held by process {owner.get('pid', '?')} of {owner.get('user', '?')} on "
-                    f"{owner.get('host', '?')} since {owner.get('since', '?')}",
-                    hint=f"`fedctl status {self.name} --follow` watches it, `fedctl stop {self.name}` ends it",
-                ) from None
-            file.truncate(0)
-            owner = {
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "user": getpass.getuser(),
-                "since": datetime.now(UTC).isoformat(timespec="seconds"),
-                "command": " ".join(sys.argv[:3]),
-            }
-            file.write(json.dumps(owner))
-            file.flush()
-            yield
+        with lease.hold(self._lease, self.name, told) as held:
+            yield held
 
 
 def create(folder: Path, name: str, *, configuration: str, bundle: bytes, facts: Mapping[str, Any]) -> RunDir:
@@ -160,12 +154,12 @@ def create(folder: Path, name: str, *, configuration: str, bundle: bytes, facts:
         temporary.mkdir(parents=True)
         for part in ("logs", "rounds"):
             (temporary / part).mkdir()
+        (temporary / "events.jsonl").touch()
         write_atomically(temporary / "fed.yaml", configuration.encode())
         write_atomically(temporary / "bundle.tar", bundle)
         digest = hashlib.sha256(bundle).hexdigest()
         head = {"schema": SCHEMA, "identity": secrets.token_hex(16), "bundle": digest, **facts}
         write_atomically(temporary / "run.json", json.dumps(head, indent=1).encode())
-        (temporary / "events.jsonl").touch()
         if path.exists():
             raise StateError(
                 f"run {name} exists already",
@@ -177,6 +171,8 @@ def create(folder: Path, name: str, *, configuration: str, bundle: bytes, facts:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _point_latest(path)
+    _sync(path.parent)
+    _sync(folder)
     return RunDir(path)
 
 
@@ -236,13 +232,14 @@ def new_name(federation: str, now: datetime, folder: Path) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> Blob:
-    """Write a file under another name and rename it into place, whole or not at all."""
+    """Write a file under another name and rename it into place, whole or not at all; it is on the disk for good."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
+    _sync(path.parent)
     return Blob(digest=hashlib.sha256(content).hexdigest(), size=len(content))
 
 
@@ -252,29 +249,35 @@ def digest(path: Path) -> Blob:
         return Blob(digest=hashlib.file_digest(file, "sha256").hexdigest(), size=path.stat().st_size)
 
 
+def is_there(path: Path, blob: Blob) -> bool:
+    """Whether a file is there and holds what it should."""
+    return path.exists() and path.stat().st_size == blob.size and digest(path) == blob
+
+
 def copy_atomically(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`, by a hard link where the file system can, else by a copy."""
+    """Make `target` the same file as `source`, by a hard link where the file system can, else by a copy.
+
+    Where `source` is on the disk for good, so is `target`.
+    """
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     temporary.unlink(missing_ok=True)
     try:
         temporary.hardlink_to(source)
     except OSError:
         shutil.copyfile(source, temporary)
+        _sync(temporary)
     temporary.rename(target)
     temporary.unlink(missing_ok=True)  # renaming one link over another of the same file leaves both
+    _sync(target.parent)
 
 
-def _take(file: IO[str]) -> None:
-    """Lock a file at once, or nearly: whoever asks whether the run is alive holds it for a moment too."""
-    for tries_left in reversed(range(5)):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not tries_left:
-                raise
-            time.sleep(0.01)
-        else:
-            return
+def _sync(path: Path) -> None:
+    """What a file holds, or which names a folder has, is on the disk when this returns."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _point_latest(path: Path) -> None:

@@ -91,7 +91,7 @@ class RoundState:
 
     `wanted` and `quorum` count updates: those that close it at once, and those that it cannot close without. `absent_s`
     is how long of its time no coordinator lived, `answered_s` when the nodes' last answers came, in seconds from its
-    opening without that time.
+    opening without that time. `begun` has the newest attempt of each node that has begun to train.
     """
 
     number: int
@@ -100,6 +100,7 @@ class RoundState:
     wanted: int
     quorum: int
     absent_s: float = 0.0
+    begun: Mapping[str, int] = field(default_factory=dict)
     answered_s: Mapping[str, float] = field(default_factory=dict)
     answers: Mapping[str, Answer] = field(default_factory=dict)
     bytes: Traffic = Traffic()
@@ -114,6 +115,12 @@ class RoundState:
         """The nodes whose updates are taken, in the order of names: the first that came, as many as are wanted."""
         came = [name for name, answer in self.answers.items() if isinstance(answer, Received)]
         return tuple(sorted(came[: self.wanted]))
+
+    def training(self, name: str) -> TaskKey | None:
+        """What a node trains for the round, if it has begun to and has not answered yet."""
+        attempt, answer = self.begun.get(name, 0), self.answers.get(name)
+        past = 0 if answer is None else answer.attempt if isinstance(answer, Failed) else attempt
+        return TaskKey(round=self.number, node=name, kind="train", attempt=attempt) if attempt > past else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

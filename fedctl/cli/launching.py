@@ -113,6 +113,7 @@ def launch(
     from fedctl.operations import detach as detached
     from fedctl.operations import launch as operation
     from fedctl.views import open_sink, results
+    from fedctl.views.show import note
 
     if dry_run:
         if detach:
@@ -129,7 +130,7 @@ def launch(
     else:
         with open_sink(json=json) as sink:
             if old:
-                state = operation.resume(old, hold=hold, sinks=[sink])
+                state = operation.resume(old, hold=hold, sinks=[sink], told=note)
             else:
                 state = operation.launch(file, run, set_ or (), hold=hold, sinks=[sink])
         results.launched(state, was_live=sink.is_live, as_json=json)

@@ -8,15 +8,17 @@ from typing import Any
 
 from fedctl.aggregation import AggregateReport, aggregate_files
 from fedctl.errors import StateError, UsageError
+from fedctl.events import UpdateReceived
 from fedctl.federation import Named
 from fedctl.journal import Journal, read
 from fedctl.operations.launch import configured
 from fedctl.operations.status import require_held
 from fedctl.records import Blob
 from fedctl.rounds import close_round
-from fedctl.rundir import RunDir, find
+from fedctl.rundir import RunDir, find, is_there
 from fedctl.state import RunState, fold
 from fedctl.strategies import build
+from fedctl.takeup import damaged
 from fedctl.topology import parse_value
 
 FILES = (".safetensors", ".ckpt", ".pt", ".pth")
@@ -77,14 +79,22 @@ def _what_if(request: Request, run: RunDir) -> AggregateReport:
     federation = configured(run)
     state = fold(read(run.journal))
     number = request.round or (state.open.number if state.open and state.open.updates else state.round)
+    received = _received(run, number)
     names = [name for name in _in_time(state, number) if run.update(number, name).exists()]
     if not names:
         raise StateError(f"run {run.name} has no updates of round {number}", hint=_rounds_with_updates(run))
+    changed = [name for name in names if not is_there(run.update(number, name), received[name].update)]
+    if changed:
+        path = run.update(number, changed[0])
+        raise StateError(
+            f"{path} is not as {changed[0]} gave it: it was changed, or a power cut took it before it was written out",
+            hint="aggregate the other files of its folder: `fedctl aggregate ALICE.safetensors ... -o out.safetensors`",
+        )
     strategy = _strategy(request, federation.strategy)
     weights = _numbers(request.weights)
     if weights is None and build(strategy, folder=federation.folder).weighted:
-        examples = _examples(run, number)
-        weights = [float(examples[name]) for name in names] if any(examples[name] for name in names) else None
+        examples = [received[name].examples for name in names]
+        weights = [float(count) for count in examples] if any(examples) else None
     output = request.output or run.round(number) / f"what-if-{strategy.name.replace(':', '.')}.safetensors"
     report = aggregate_files(
         [run.update(number, name) for name in names],
@@ -106,8 +116,13 @@ def _commit(request: Request, run: RunDir) -> Committed:
     federation = configured(run)
     strategy = _strategy(request, federation.strategy)
     rule = build(strategy, folder=federation.folder)
-    with run.lock(), Journal(run.journal) as journal:
+    with run.lock() as lease, Journal(run.journal, lease.check) as journal:
         state = require_held(run)
+        if lost := damaged(run, state):
+            raise StateError(
+                f"the update of {lost[0].node} is no longer on the disk as it came",
+                hint=f"`fedctl launch --resume {run.name} --hold` asks {lost[0].node} for it again",
+            )
         event = close_round(
             run,
             state,
@@ -133,12 +148,10 @@ def _contributors(state: RunState) -> tuple[str, ...]:
     return tuple(state.open.updates) if state.open else ()
 
 
-def _examples(run: RunDir, number: int) -> Mapping[str, int]:
-    """How many examples each node trained on in that round, by the journal."""
-    from fedctl.events import UpdateReceived
-
+def _received(run: RunDir, number: int) -> Mapping[str, UpdateReceived]:
+    """What each node gave in that round, by the journal."""
     return {
-        event.task.node: event.examples
+        event.task.node: event
         for event in read(run.journal)
         if isinstance(event, UpdateReceived) and event.task.kind == "train" and event.task.round == number
     }

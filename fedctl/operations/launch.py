@@ -18,6 +18,7 @@ from fedctl.federation import Federation, needed
 from fedctl.host import Host, Work
 from fedctl.hosts import Hosts
 from fedctl.journal import read
+from fedctl.lease import Superseded
 from fedctl.operations.rehearsal import rehearse
 from fedctl.records import Blob
 from fedctl.rundir import RunDir
@@ -88,13 +89,18 @@ def launch(
         return _coordinate(federation, run, hold=hold, sinks=sinks)
 
 
-def resume(run: RunDir, *, hold: bool = False, sinks: Sequence[Sink] = ()) -> RunState:
-    """Go on with a run where its journal ends, with the code and the configuration that it was started with."""
+def resume(
+    run: RunDir, *, hold: bool = False, sinks: Sequence[Sink] = (), told: Callable[[str], None] = lambda _: None
+) -> RunState:
+    """Go on with a run where its journal ends, with the code and the configuration that it was started with.
+
+    `told` hears when a coordinator on another host has to be waited for, which may have died.
+    """
     federation = configured(run)
     state = fold(read(run.journal))
     if state.status == "finished":
         raise StateError(f"run {run.name} has finished", hint=f"`fedctl status {run.name}` shows what came of it")
-    return _coordinate(federation, run, hold=hold, sinks=sinks)
+    return _coordinate(federation, run, hold=hold, sinks=sinks, told=told)
 
 
 def begin(path: Path, name: str | None, overrides: Sequence[str]) -> tuple[Federation, RunDir]:
@@ -156,22 +162,30 @@ def work_of(federation: Federation, run: RunDir) -> Work:
     )
 
 
-def _coordinate(federation: Federation, run: RunDir, *, hold: bool, sinks: Sequence[Sink]) -> RunState:
+def _coordinate(
+    federation: Federation,
+    run: RunDir,
+    *,
+    hold: bool,
+    sinks: Sequence[Sink],
+    told: Callable[[str], None] = lambda _: None,
+) -> RunState:
     """Run the coordinator. Its hosts' workers end with the run, and stay while it may be taken up."""
     hosts = Hosts(federation, replace(work_of(federation, run), environments=environments(federation)))
     goes_on = False
-    with run.lock(), MetricsSink(run.metrics) as metrics, _leaving_on_signals(run.name):
+    with run.lock(told) as lease, MetricsSink(run.metrics) as metrics, _leaving_on_signals(run.name):
         try:
             state = Coordinator(
                 federation=federation,
                 run=run,
+                lease=lease,
                 hosts=hosts,
                 strategy=build(federation.strategy, folder=federation.folder),
                 sinks=(metrics, *sinks),
                 hold=hold,
             ).run()
             goes_on = state.status == "held"
-        except Interrupted:
+        except (Interrupted, Superseded):
             goes_on = True
             raise
         except OSError as error:

@@ -139,7 +139,7 @@ def _age(key: TaskKey) -> tuple[bool, int, int]:
 
 
 def _stop_coordinator(run: RunDir) -> str:
-    if not run.is_alive():
+    if not run.is_alive(surely=True):
         return "not running"
     owner = run.owner()
     if owner.get("host") != socket.gethostname():
@@ -158,7 +158,7 @@ def _stop_coordinator(run: RunDir) -> str:
 
 def _require_dead(runs: Iterable[RunDir]) -> None:
     for run in runs:
-        if run.is_alive():
+        if run.is_alive(surely=True):
             raise StateError(f"run {run.name} is running", hint=f"`fedctl stop {run.name}` first")
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fedctl import rundir
+
 CASES = [
     (["launch"], 3, "fed.yaml: no such file", "fedctl init"),
     (["launch", "-f", "other/fed.yaml"], 3, "fed.yaml: no such file", "fedctl init"),
@@ -103,7 +105,7 @@ def test_json_of_init(fedctl, tmp_path):
 def a_run(folder: Path, name: str, lines: list[dict], **facts: object) -> Path:
     path = folder / "runs" / name
     path.mkdir(parents=True)
-    (path / "run.json").write_text(json.dumps({"schema": 1, "identity": "x" * 8, **facts}))
+    (path / "run.json").write_text(json.dumps({"schema": rundir.SCHEMA, "identity": "x" * 8, **facts}))
     (path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 

@@ -42,10 +42,14 @@ def when(scene: Scene, test, do) -> Watch:
 
 
 def started(node: str, round: int):
-    return lambda event: isinstance(event, TaskStarted) and (event.task.node, event.task.round, event.task.kind) == (
-        node,
-        round,
-        "train",
+    return lambda event: (
+        isinstance(event, TaskStarted)
+        and (event.task.node, event.task.round, event.task.kind)
+        == (
+            node,
+            round,
+            "train",
+        )
     )
 
 

@@ -20,7 +20,7 @@ from fedctl import coordinator, journal, rundir, weights
 from fedctl.coordinator import Coordinator
 from fedctl.errors import Declined, LoginError, NodeError, Unreachable
 from fedctl.events import Event, Traffic, dump
-from fedctl.federation import Federation, Monitor, Named, Node, Schedule, TaskSpec
+from fedctl.federation import Federation, Monitor, Named, Node, Schedule, TaskSpec, When
 from fedctl.host import Done
 from fedctl.journal import Journal
 from fedctl.records import COORDINATOR, Blob, Progress, Result, Score, Task, TaskKey
@@ -139,7 +139,7 @@ class FakeHost:
         self._node = node
         self._is_closed = False
 
-    def prepare(self, told: Callable[[str], None] = lambda _: None) -> Mapping[str, Any]:
+    def prepare(self, told: Callable[[str], None] = lambda _: None, *, when: When | None = None) -> Mapping[str, Any]:
         self._reach()
         return {"cpus": 2}
 
@@ -163,7 +163,10 @@ class FakeHost:
         if content is None:
             raise NodeError("the update is no longer there")
         target.parent.mkdir(parents=True, exist_ok=True)
-        return rundir.write_atomically(target, content).size
+        part = target.with_name(f".{target.name}.{blob.digest[:12]}.part")
+        part.write_bytes(content)
+        part.rename(target)
+        return len(content)
 
     def release(self, keys: Iterable[TaskKey], digests: Iterable[str] = ()) -> None:
         self._reach()
@@ -298,10 +301,11 @@ class Scene:
         hosts, before, original = FakeHosts(self.world, described), set(threading.enumerate()), coordinator.Journal
         coordinator.Journal = writer
         try:
-            with self.run.lock():
+            with self.run.lock() as lease:
                 return Coordinator(
                     federation=described,
                     run=self.run,
+                    lease=lease,
                     hosts=hosts,
                     strategy=build(described.strategy),
                     sinks=sinks,
@@ -345,7 +349,8 @@ class Scene:
             "files": {str(path.relative_to(self.run.path)): rundir.digest(path) for path in models},
             "tasks": self.world.keys("initialize", "train", "alone", "compare"),
             "rounds": [
-                replace(r, opened_at=START, closed_at=START, answered_s={}, bytes=Traffic()) for r in state.history
+                replace(r, opened_at=START, closed_at=START, answered_s={}, line_seconds={}, bytes=Traffic())
+                for r in state.history
             ],
             "alone": state.alone,
             "compared": state.compared,

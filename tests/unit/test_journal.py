@@ -59,6 +59,17 @@ def test_a_tail_that_is_torn_at_any_byte_is_left_out_and_repaired(path):
         assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("garbage", [b"\0" * 5000, b"\xff\r\xfe\r\x80", b'{"at":"2026-11-21T23:50:07Z"', b"\r\r"])
+def test_a_tail_of_garbage_without_an_end_is_left_out_and_repaired(path, garbage):
+    write(path, EVENTS[:2])
+    good = path.read_bytes()
+    path.write_bytes(good + garbage)
+    assert journal.read(path) == EVENTS[:2]
+    with Journal(path) as writer:
+        assert writer.was_torn
+    assert path.read_bytes() == good
+
+
 @pytest.mark.parametrize("garbage", [b"\0\0\0\n", b"{}\n", b'{"event":[]}\n', b"\xff\n", b"\n", b"[" * 10**5 + b"\n"])
 def test_a_last_line_that_is_whole_but_garbage_is_repaired(path, garbage):
     write(path, EVENTS[:2])
@@ -77,11 +88,27 @@ def test_a_damaged_middle_is_refused_with_its_line(path):
     path.write_bytes(b"".join(lines))
     with pytest.raises(StateError, match=r"events\.jsonl:2: the journal is damaged") as caught:
         journal.read(path)
-    assert "fedctl aggregate" in caught.value.hint
+    assert f"`sed -i.damaged '2,$d' {path}`" in caught.value.hint
     before = path.read_bytes()
     with pytest.raises(StateError, match=":2: "):
         Journal(path)
     assert path.read_bytes() == before, "nothing is repaired that may still hold facts"
+
+
+def test_a_whole_line_that_is_garbage_is_a_damaged_middle_even_where_only_a_torn_one_follows(path):
+    write(path, EVENTS[:2])
+    path.write_bytes(path.read_bytes() + b"garbage\n{")
+    with pytest.raises(StateError, match=":3: the journal is damaged"):
+        Journal(path)
+
+
+def test_a_writer_that_may_not_write_any_more_writes_nothing(path):
+    def check():
+        raise StateError("taken over")
+
+    with Journal(path, check) as writer, pytest.raises(StateError, match="taken over"):
+        writer.append(EVENTS)
+    assert path.read_bytes() == b""
 
 
 def test_following_gives_what_was_and_what_comes(path):
