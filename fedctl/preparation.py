@@ -145,7 +145,8 @@ class Preparation:
             return "there"
         told("sending the code")
         transfer.put(connection, self._bundle, self._bundle_path)
-        connection.ask("unpack", digest=self._bundle.digest)
+        if connection.ask("unpack", digest=self._bundle.digest).get("missing"):
+            raise ConnectionLost("the code was damaged on the node's disk")
         return "sent"
 
     def _make(self, connection: Connection, environment: Environment, digest: str, told: Told) -> float:

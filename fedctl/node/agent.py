@@ -33,7 +33,7 @@ from pathlib import Path
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # slow to import, as are hashlib, shutil, subprocess and tarfile: whoever needs one imports it
     from subprocess import Popen
-    from typing import Any, Callable, Dict
+    from typing import Any, Callable, Dict, Iterator
 
     Header = Dict[str, Any]
 
@@ -50,16 +50,20 @@ AHEAD = 2**16
 TICK_S = 0.01
 LIVENESS_S = 1.0
 END_S = 10.0
+OWNER_S = 10.0
+DAY = 24 * 60
 PROBE_S = 30.0
 IMPORT_S = 85.0  # with PROBE_S before it still an answer that the coordinator waits for
 MOST_PATHS = 1000
+MOST_MISSES = 3
 
 DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+HALF_MADE = re.compile(r"\..+\.[0-9a-f]{12}\Z")
 FOLDER = re.compile(r"r[0-9]{4,9}-[A-Za-z0-9][A-Za-z0-9._-]{0,63}-[aesci][0-9]{1,4}\Z")
 RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 READABLE = ("update.safetensors", "train.log")
 MADE = {
-    "runs": re.compile(r"\..+\.[0-9a-f]{12}\Z"),
+    "runs": HALF_MADE,
     "blobs": re.compile(r"\.?[0-9a-f]{64}(\..*)?\Z"),
     "bundle": re.compile(r"\.?[0-9a-f]{64}(\..*)?\Z"),
     "env": re.compile(r"\.?([0-9a-f]{64}|python)(\..*)?\Z"),
@@ -75,7 +79,7 @@ class Refused(Exception):
 
 
 class CutOff(ValueError):
-    """A frame whose body did not come to its end."""
+    """A frame that did not come to its end: what came of it, which is nothing where the header is not whole."""
 
     def __init__(self, header: Header, body: bytes) -> None:
         super().__init__("a frame was cut off")
@@ -97,20 +101,20 @@ def encode_frame(header: Header, body: bytes = b"") -> bytes:
 def read_frame(read: Callable[[int], bytes]) -> tuple[Header, bytes] | None:
     """One (header, body) from `read(n)`, which returns exactly n bytes or fewer at the end; None at the end.
 
-    What `read` returns is not used after the next call. Raises ValueError for a frame that is too long, not JSON or cut
-    off: CutOff in its body.
+    What `read` returns is not used after the next call. Raises CutOff where the end comes too early, and ValueError for
+    a frame that is too long or whose header is no JSON object.
     """
     lengths = read(LENGTHS.size)
     if not lengths:
         return None
     if len(lengths) < LENGTHS.size:
-        raise ValueError("a frame was cut off")
+        raise CutOff({}, b"")
     head_size, body_size = LENGTHS.unpack(lengths)
     if head_size > LONGEST_HEADER or body_size > LONGEST_BODY:
         raise ValueError(f"a frame claims {head_size} + {body_size} bytes")
     head = read(head_size)
     if len(head) < head_size:
-        raise ValueError("a frame was cut off")
+        raise CutOff({}, b"")
     header, body = parse(bytes(head)), read(body_size) if body_size else b""
     if len(body) < body_size:
         raise CutOff(header, body)
@@ -159,10 +163,21 @@ class Slice:
             return os.write(descriptor, os.pread(self.file.fileno(), size, offset))  # a system that cannot
 
 
+def distinct(pairs: list[tuple[str, Any]]) -> Header:
+    """A JSON object's fields; raises ValueError for a name given twice, which would be read in two ways."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("JSON that has a name twice")
+    return fields
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=distinct)
+
+
 def parse(text: bytes) -> Header:
-    """A JSON object; raises ValueError for anything else."""
+    """A JSON object, no name of which is given twice; raises ValueError for anything else."""
     try:
-        value = json.loads(text)
+        value = DECODER.decode(text.decode())
     except RecursionError:
         raise ValueError("JSON that is nested too deeply") from None
     if not isinstance(value, dict):
@@ -178,12 +193,34 @@ def beside(path: Path) -> Path:
 def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write a file under another name and rename it into place; a durable one survives a loss of power."""
     temporary = beside(path)
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
-    temporary.rename(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError:
+        remove(temporary)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names in a folder survive a loss of power, where its file system can."""
+    with contextlib.suppress(OSError), opened(path) as descriptor:
+        os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[int]:
+    """A folder's descriptor, for a while."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def hash_of(content: bytes = b"") -> Any:
@@ -196,17 +233,28 @@ def hash_of(content: bytes = b"") -> Any:
 def make_folder(path: Path, fill: Callable[[Path], None]) -> bool:
     """Fill a folder under another name and rename it into place; False where another agent was faster."""
     temporary = beside(path)
-    temporary.mkdir()
-    try:
-        fill(temporary)
-        temporary.rename(path)
-    except OSError:
-        if not path.is_dir():
-            raise
-        return False
-    finally:
-        discard(temporary)
+    with opened(path.parent) as parent:
+        fcntl.flock(parent, fcntl.LOCK_SH)  # until it has its name, nobody sweeps there
+        temporary.mkdir()
+        try:
+            fill(temporary)
+            temporary.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+            return False
+        finally:
+            discard(temporary)
     return True
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed have left half made there, unless one is making something there now."""
+    with contextlib.suppress(OSError), opened(folder) as descriptor:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for path in folder.glob(".*"):
+            if HALF_MADE.match(path.name):
+                discard(path)
 
 
 def sha256(file: FileIO, size: int) -> Any:
@@ -288,8 +336,11 @@ def tail(path: Path, size: int) -> str:
         return ""
 
 
-def output_of(command: list[str], seconds: float) -> bytes:
-    """What a command prints; raises OSError with the end of what it said where it fails or takes longer than that."""
+def output_of(command: list[str], seconds: float, *, is_alone: bool = True) -> bytes:
+    """What a command prints; raises OSError with the end of what it said where it fails or takes longer than that.
+
+    `is_alone` is False in a process that has threads.
+    """
     from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 
     def set_alarm() -> None:
@@ -301,7 +352,7 @@ def output_of(command: list[str], seconds: float) -> bytes:
         stdout=PIPE,
         stderr=PIPE,
         start_new_session=True,
-        preexec_fn=set_alarm,  # noqa: PLW1509  it ends a command whose agent was killed, and here are no threads
+        preexec_fn=set_alarm if is_alone else None,  # noqa: PLW1509  it ends a command whose agent was killed
         env=dict(os.environ, PYTHONDONTWRITEBYTECODE="1"),
     ) as process:
         try:
@@ -313,6 +364,43 @@ def output_of(command: list[str], seconds: float) -> bytes:
         said = (errors or output).decode("utf-8", "replace").strip()
         raise OSError(said[-500:] or f"{command[0]} ended with status {process.returncode}")
     return output
+
+
+def judge(when: Header, *, is_alone: bool = True) -> Header:
+    """Whether this machine may be used now, by its clock and its owner's command, and `why` not.
+
+    It may be worth asking again after so many `seconds`; 0 where nobody can tell. Raises Refused for a command that
+    cannot be run.
+    """
+    rest_s = rest_until(when["hours"], when["days"], time.localtime())
+    if rest_s:
+        begin = time.strftime("%a %H:%M", time.localtime(time.time() + rest_s))
+        return {"may": False, "why": f"outside its hours until {begin}", "seconds": rest_s}
+    if when["command"]:
+        program, *arguments = when["command"]
+        try:
+            output_of([str(Path(program).expanduser()), *arguments], OWNER_S, is_alone=is_alone)
+        except OSError as error:
+            if error.errno is not None:
+                raise Refused(f"{program} cannot be run: {error.strerror}") from error
+            return {"may": False, "why": str(error).splitlines()[0].strip(), "seconds": 0.0}
+    return {"may": True, "why": "", "seconds": 0.0}
+
+
+def rest_until(hours: list[list[int]], days: list[int], now: time.struct_time) -> float:
+    """Seconds until a span of hours begins, 0 within one; spans are in minutes of a day, days from 0 for Monday."""
+    at = now.tm_hour * 60 + now.tm_min + now.tm_sec / 60
+    coming = []
+    for day in range(-1, 8):
+        if days and (now.tm_wday + day) % 7 not in days:
+            continue
+        for begin, end in hours or [[0, DAY]]:
+            opens = day * DAY + begin
+            if opens <= at < opens + ((end - begin) % DAY or DAY):
+                return 0.0
+            if opens > at:
+                coming.append(opens)
+    return 60 * (min(coming) - at)
 
 
 def nvidia_gpus() -> list[Header]:
@@ -361,6 +449,11 @@ class Upload:
         self.hash.update(body)
         write_all(self.file.fileno(), body)
         self.size += len(body)
+
+    def give_up(self) -> None:
+        """Remove what has come, which would keep a full disk full."""
+        with self.file:
+            remove(self.path)
 
 
 class Blobs:
@@ -419,19 +512,19 @@ class Blobs:
             upload = self.open(digest, offset, upload)
         try:
             upload.append(body)
+            if upload.size < size:
+                self.uploads[digest] = upload
+                return {"whole": False, "size": upload.size}
+            with upload.file:
+                if upload.size > size or upload.hash.hexdigest() != digest:
+                    remove(upload.path)
+                    self.doubted.add(digest)
+                    raise Refused(f"the bytes are not those of {digest[:12]}")
+                os.fsync(upload.file.fileno())
+                upload.path.rename(path)
         except OSError:
-            upload.file.close()
+            upload.give_up()
             raise
-        if upload.size < size:
-            self.uploads[digest] = upload
-            return {"whole": False, "size": upload.size}
-        with upload.file:
-            if upload.size > size or upload.hash.hexdigest() != digest:
-                remove(upload.path)
-                self.doubted.add(digest)
-                raise Refused(f"the bytes are not those of {digest[:12]}")
-            os.fsync(upload.file.fileno())
-            upload.path.rename(path)
         return {"whole": True, "size": size}
 
     def open(self, digest: str, offset: int, before: Upload | None = None) -> Upload:
@@ -454,9 +547,13 @@ class Blobs:
             file.close()
             raise Refused(f"offset {offset} is past the {have} bytes that are here")
         upload = Upload(path, file, 0)
-        with source.open("rb", buffering=0) as other:
-            for piece in iter(lambda: other.read(min(CHUNK, offset - upload.size)), b""):
-                upload.append(piece)
+        try:
+            with source.open("rb", buffering=0) as other:
+                for piece in iter(lambda: other.read(min(CHUNK, offset - upload.size)), b""):
+                    upload.append(piece)
+        except OSError:
+            upload.give_up()
+            raise
         if upload.size < offset:
             file.close()
             raise Refused("a file became shorter")
@@ -470,6 +567,7 @@ class Blobs:
             fcntl.flock(lock, fcntl.LOCK_EX)
             known = self.stat(digest)
             if not known["whole"] and "missing" not in known:
+                self.check_room(size - known["size"])
                 upload = self.open(digest, known["size"], self.uploads.pop(digest, None))
                 with upload.file:
                     upload.file.truncate(size)
@@ -494,7 +592,11 @@ class Blobs:
             if offset % BLOCK or not 0 <= offset < size or len(body) != min(BLOCK, size - offset):
                 raise Refused(f"{len(body)} bytes at {offset} are not a block of {size} bytes")
             file.seek(offset)
-            write_all(file.fileno(), body)
+            try:
+                write_all(file.fileno(), body)
+            except OSError:
+                self.remove(digest)  # it would keep a full disk full
+                raise
             here.seek(offset // BLOCK)
             here.write(b"\1")
         return {}
@@ -537,10 +639,30 @@ class Blobs:
         file.close()
         return None
 
+    def check_room(self, size: int) -> None:
+        """Raise Refused where so many bytes do not fit: better before they come than after most of them have."""
+        disk = os.statvfs(self.folder)
+        free = disk.f_bavail * disk.f_frsize
+        if disk.f_blocks and size > free:  # some file systems tell nothing
+            raise Refused(f"{os.strerror(errno.ENOSPC)}: {size} bytes are to come, and {free} are free")
+
+    def verify(self, digest: str) -> bool:
+        """Whether a blob is here to the bit; one that was damaged on the disk is removed, so that it comes again."""
+        path = self.path(digest)
+        try:
+            with path.open("rb", buffering=0) as file:
+                is_right = sha256(file, os.fstat(file.fileno()).st_size).hexdigest() == digest
+                if not is_right and is_at(file, path):
+                    remove(path)
+        except FileNotFoundError:
+            return False
+        return bool(is_right)
+
     def remove(self, digest: str) -> None:
         self.path(digest)
-        for path in self.folder.glob(f"{digest}*"):
-            remove(path)
+        for pattern in (f"{digest}*", f".{digest}*"):
+            for path in self.folder.glob(pattern):
+                remove(path)
 
 
 class Run:
@@ -560,7 +682,7 @@ class Run:
         def fill(folder: Path) -> None:
             for part in ("queue", "children"):
                 (folder / part).mkdir()
-            (folder / "id").write_text(owner)
+            write_whole(folder / "id", owner.encode())  # a run that lost it would do its finished tasks again
 
         (home / "runs").mkdir(mode=0o700, exist_ok=True)
         for candidate in (name, f"{name}.{hash_of(owner.encode()).hexdigest()[:8]}"):
@@ -569,6 +691,7 @@ class Run:
             run = cls(home / "runs" / candidate)
             if not run.path.exists():
                 make_folder(run.path, fill)
+                sync_folder(run.path.parent)
             if tail(run.path / "id", 1000) == owner:
                 return run
         raise Refused(f"another run is called {name} here")
@@ -599,6 +722,8 @@ class Run:
                 return False
             if self.worker is not None:
                 self.worker.wait()  # it has let go of the lock, so it is at its end
+            for folder in (self.path, home / "runs", home / "bundle"):
+                sweep(folder)
             # The worker inherits the lock: it is held, and its number known, from the worker's first moment on.
             code = f"from fedctl.node.worker import main; main({str(self.path)!r}, {lock.fileno()})"
             remove(self.path / "worker.pid")
@@ -623,12 +748,21 @@ class Run:
         return is_held(self.path / "worker.lock")
 
     def accept(self, key: str, task: Header) -> bool:
-        """Put a task into the worker's queue, at most once a key; returns whether it is new."""
+        """Put a task into the worker's queue, at most once a key; returns whether it is new.
+
+        One that is here and was not begun is queued again; one that cannot be read, as a loss of power leaves it, is
+        written anew.
+        """
         folder, content = self.folder(key), json.dumps(task).encode()
         is_new = not folder.is_dir() and make_folder(
             folder, lambda temporary: write_whole(temporary / "task.json", content, durable=False)
         )
-        if is_new:
+        if not is_new:
+            try:
+                parse((folder / "task.json").read_bytes())
+            except (FileNotFoundError, ValueError):
+                write_whole(folder / "task.json", content)
+        if is_new or not (folder.name in self.queued() or is_begun(folder)):  # asked in the order in which it changes
             self.enqueue(folder.name)
         return is_new
 
@@ -663,6 +797,17 @@ class Run:
         except ValueError:
             return {}
 
+    def miss(self, key: str) -> int:
+        """Count that a task left the queue and was not begun; returns how often it did."""
+        with (self.folder(key) / "misses").open("ab", buffering=0) as misses:
+            misses.write(b".")
+            return misses.tell()
+
+    def finish(self, key: str, result: Header) -> None:
+        """Give a task its result, for good."""
+        write_whole(self.folder(key) / "result.json", json.dumps(result).encode())
+        sync_folder(self.path)
+
     def fail(self, key: str, reason: str, *, retryable: bool) -> bool:
         """Give a task that no process works on its result: a failure. False when it has one or is held."""
         folder = self.folder(key)
@@ -673,21 +818,29 @@ class Run:
                 return False
             if (folder / "result.json").exists():
                 return False
-            self.unqueue(key)
-            if (folder / "cancelled").exists():
-                reason, retryable = "cancelled", False
-            detail = tail(folder / "train.log", 4000) or tail(self.path / "worker.log", 4000)
-            failure = failed(key, reason, detail, retryable=retryable)
-            write_whole(folder / "result.json", json.dumps(failure).encode())
+            self.give_up(key, reason, retryable=retryable)
         return True
+
+    def give_up(self, key: str, reason: str, *, retryable: bool) -> None:
+        """Give a task whose lock one holds a failure as its result, and the disk the room that its update took."""
+        folder = self.folder(key)
+        for path in folder.iterdir():
+            if path.name.startswith((".", "update.safetensors")):
+                discard(path)
+        if (folder / "cancelled").exists():
+            reason, retryable = "cancelled", False
+        detail = tail(folder / "train.log", 4000) or tail(self.path / "worker.log", 4000)
+        self.finish(key, failed(key, reason, detail, retryable=retryable))
+        self.unqueue(key)
 
     def cancel(self, key: str) -> None:
         """Stop a task, whether it waits or runs, and give it a result that says so."""
         folder = self.folder(key)
         if not folder.is_dir():
             return
-        (folder / "cancelled").touch()
-        self.unqueue(key)
+        with contextlib.suppress(OSError):  # a disk that takes nothing keeps nobody from ending it
+            (folder / "cancelled").touch()
+            self.unqueue(key)
         deadline = time.monotonic() + END_S
         while not self.fail(key, "cancelled", retryable=False) and self.result(key) is None:
             if time.monotonic() > deadline:
@@ -706,7 +859,8 @@ class Run:
         end_all(self.held, kill)
         for folder in self.folders():
             if not (folder / "result.json").exists():
-                remove(folder / "pid")  # it was stopped on purpose, so it may be begun again
+                for name in ("pid", "misses"):  # it was stopped on purpose, so it may be begun again
+                    remove(folder / name)
 
     def held(self) -> list[Path]:
         """The locks of the processes that are at work: the worker's and its children's."""
@@ -738,6 +892,11 @@ class Run:
         return digest if DIGEST.match(digest) else None
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether a process works on a task, or has worked on it."""
+    return (folder / "pid").exists() or is_held(folder / "lock") or (folder / "result.json").exists()
+
+
 def key_of(folder: str) -> str:
     """The key of a task by the name of its folder: `r0003-alice-a1` is `r0003/alice/a1`."""
     head, _, rest = folder.partition("-")
@@ -746,7 +905,8 @@ def key_of(folder: str) -> str:
 
 def failed(key: str, reason: str, detail: str = "", *, retryable: bool) -> Header:
     """The result of a task that came to nothing."""
-    nothing = {"examples": 0, "metrics": {}, "scores": {}, "update": None, "seconds": 0.0, "accelerator": ""}
+    nothing = {"examples": 0, "metrics": {}, "scores": {}, "update": None, "steps": 0, "partial": False}
+    nothing.update({"seconds": 0.0, "accelerator": "", "ask_again_s": None})
     return {"key": key, **nothing, "error": reason, "detail": detail, "retryable": retryable}
 
 
@@ -955,7 +1115,8 @@ def runs_as(version: str) -> str | None:
 class Watch:
     """What the agent remembers of a task that it watches."""
 
-    def __init__(self, worker: Header) -> None:
+    def __init__(self, task: Header, worker: Header) -> None:
+        self.task = task
         self.worker = worker
         self.offset = 0
         self.is_revived = False
@@ -1050,6 +1211,9 @@ class Agent:
             stand["error"] = str(refusal)
         return stand
 
+    def do_may(self, header: Header) -> Header:
+        return judge(header["when"])
+
     def do_stat(self, header: Header) -> Header:
         return {"blobs": {digest: self.blobs.stat(digest) for digest in header["digests"]}}
 
@@ -1064,12 +1228,15 @@ class Agent:
     def do_seal(self, header: Header) -> Header:
         return self.blobs.seal(header["digest"])
 
-    def do_unpack(self, header: Header) -> None:
-        """Unpack a bundle that is here as a blob."""
+    def do_unpack(self, header: Header) -> Header:
+        """Unpack a bundle that is here as a blob; answers `missing` where it is not, or was damaged."""
         source, target = self.blobs.path(header["digest"]), self.home / "bundle" / header["digest"]
         target.parent.mkdir(mode=0o700, exist_ok=True)
         if not target.is_dir():
+            if not self.blobs.verify(target.name):
+                return {"missing": [target.name]}
             make_folder(target, lambda folder: unpack(source, folder))
+        return {}
 
     def do_environment(self, header: Header) -> Header:
         """Make an environment, or adopt the making of it; its newest words and its end are pushed under its digest."""
@@ -1085,24 +1252,39 @@ class Agent:
         return {"started": self.run(header).start_worker(self.home, header["worker"])}
 
     def do_start(self, header: Header) -> Header:
-        """Start a task or adopt it; from now on its progress and its end are pushed."""
+        """Start a task or adopt it; from now on its progress and its end are pushed.
+
+        One that the owner stopped is begun anew, for it was not finished.
+        """
         run, key, task = self.run(header), header["key"], header["task"]
         result = run.result(key)
-        if result is not None:
+        was_stopped = result is not None and result.get("ask_again_s") is not None
+        if result is not None and not was_stopped:
             return {"state": "done", "result": result}
-        missing = [blob["digest"] for blob in task["models"].values() if not self.blobs.stat(blob["digest"])["whole"]]
-        bundle = self.home / "bundle" / self.blobs.path(header["worker"]["bundle"]).name
-        if not bundle.is_dir():
-            missing.append(bundle.name)
-        environment = header["worker"].get("environment")
-        if environment and not self.environments.is_ready(environment):
-            missing.append(environment)
+        if task.get("when") and (was_stopped or not run.folder(key).is_dir()):
+            verdict = judge(task["when"])
+            if not verdict["may"]:
+                return {"declined": verdict}
+        missing = self.missing(task, header["worker"])
         if missing:
             return {"missing": missing}
         run.start_worker(self.home, header["worker"])  # first, so that nothing waits for one that cannot be
+        if was_stopped:
+            discard(run.folder(key))
         is_new = run.accept(key, task)
-        self.watched[header["identity"], key] = Watch(header["worker"])
+        self.watched[header["identity"], key] = Watch(task, header["worker"])
         return {"state": "started" if is_new else "adopted"}
+
+    def missing(self, task: Header, worker: Header) -> list[str]:
+        """What a task needs and is not here: models, the bundle, the environment."""
+        missing = [blob["digest"] for blob in task["models"].values() if not self.blobs.stat(blob["digest"])["whole"]]
+        bundle = self.home / "bundle" / self.blobs.path(worker["bundle"]).name
+        if not bundle.is_dir():
+            missing.append(bundle.name)
+        environment = worker.get("environment")
+        if environment and not self.environments.is_ready(environment):
+            missing.append(environment)
+        return missing
 
     def do_read(self, header: Header) -> Header:
         """A piece of a task's file; the name is one of a few, never a path."""
@@ -1151,6 +1333,8 @@ class Agent:
         digests = run.digests() | {digest for digest in header["digests"] if DIGEST.match(digest)}
         bundle = run.bundle()
         discard(run.path)
+        for folder in ("runs", "bundle"):
+            sweep(self.home / folder)
         for other in self.all_runs():
             digests -= other.digests()
             if other.bundle() == bundle:
@@ -1288,21 +1472,23 @@ print(json.dumps({'python': sys.version.split()[0], 'packages': packages}))
         self.look_at_environments()
         queued: dict[str, set[str]] = {}
         for (identity, key), watch in list(self.watched.items()):
-            run = self.runs[identity]
+            run, push = self.runs[identity], None
             try:
                 self.push_progress(run, key, watch)
                 if is_due:
                     if identity not in queued:
                         queued[identity] = run.queued()
-                    self.attend(run, key, watch, is_queued=run.folder(key).name in queued[identity])
+                    push = self.attend(run, key, watch, is_queued=run.folder(key).name in queued[identity])
                 result = run.result(key)
             except BrokenPipeError:
                 raise
-            except Exception as error:  # a full disk may pass, and the others' tasks are watched on; a folder is gone
+            except Exception as error:  # whatever is wrong with one task, the others are watched on
                 result = None if run.folder(key).is_dir() else failed(key, f"the task is gone: {error}", retryable=True)
             if result is not None:
+                push = {"push": "result", "result": result}
+            if push is not None:
                 del self.watched[identity, key]
-                self.send({"push": "result", "key": key, "result": result}, b"")
+                self.send({**push, "key": key}, b"")
 
     def look_at_environments(self) -> None:
         """Push what has changed in the environments that are being made; one whose builder died is made anew, once."""
@@ -1323,26 +1509,41 @@ print(json.dumps({'python': sys.version.split()[0], 'packages': packages}))
             lost = {"error": "the process that made the environment is gone", "detail": line}
             self.send({"push": "environment ended", "key": digest, "end": end or lost}, b"")
 
-    def attend(self, run: Run, key: str, watch: Watch, *, is_queued: bool) -> None:
-        """Start a worker for a waiting task, once; fail one that was begun and that nobody holds any more."""
-        folder = run.folder(key)
-        if is_queued and not run.worker_lives():
-            if watch.is_revived:
+    def attend(self, run: Run, key: str, watch: Watch, *, is_queued: bool) -> Header | None:
+        """See that a task goes on, or fails; returns what there is to push and is not written down."""
+        folder, reason = run.folder(key), "the task cannot be begun there"
+        try:
+            if is_queued and not run.worker_lives():
+                if not watch.is_revived:
+                    watch.is_revived = True
+                    return self.begin(run, key, watch)
                 said = tail(run.path / "worker.log", 2000).strip().splitlines()
-                run.fail(
-                    key, f"the worker does not stay: {said[-1][:500] if said else 'it said nothing'}", retryable=True
-                )
+                reason = f"the worker does not stay: {said[-1][:500] if said else 'it said nothing'}"
+            elif is_queued or is_held(folder / "lock"):
+                watch.is_missed = False
+                return None
+            elif not (folder / "pid").exists():
+                if run.miss(key) < MOST_MISSES:
+                    return self.begin(run, key, watch)
+                reason = "what the task needs does not stay whole on the disk there"
+            elif watch.is_missed:
+                reason = "the process that worked on the task is gone"
             else:
-                watch.is_revived = True
-                run.start_worker(self.home, watch.worker)
-        elif is_queued or is_held(folder / "lock"):
-            watch.is_missed = False
-        elif not (folder / "pid").exists():
-            run.enqueue(folder.name)  # an agent died between making the folder and queueing it
-        elif watch.is_missed:
-            run.fail(key, "the process that worked on the task is gone", retryable=True)
-        else:
-            watch.is_missed = True  # a worker that saw it die knows the reason better and gets a moment to say it
+                watch.is_missed = True  # a worker that saw it die knows the reason better and gets a moment to say it
+                return None
+            run.fail(key, reason, retryable=True)
+        except OSError as error:  # a disk that takes nothing: what cannot be written down can still be told
+            return {"push": "result", "result": failed(key, f"{reason}: {error}", retryable=True)}
+        return None
+
+    def begin(self, run: Run, key: str, watch: Watch) -> Header | None:
+        """Begin what nobody has begun, because an agent, a worker or the machine died; or say what is missing here."""
+        missing = self.missing(watch.task, watch.worker)
+        if missing:
+            return {"push": "missing", "missing": missing}
+        run.start_worker(self.home, watch.worker)
+        run.accept(key, watch.task)
+        return None
 
     def push_progress(self, run: Run, key: str, watch: Watch) -> None:
         """Push the newest whole line of what has been written since the last look."""

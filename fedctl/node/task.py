@@ -14,8 +14,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedctl.errors import ConfigError
-from fedctl.node.agent import Run, key_of, write_whole
+from fedctl.errors import ConfigError, Declined
+from fedctl.node.agent import Blobs, Run, key_of, parse, remove, write_whole
 from fedctl.node.trainers import TRAINERS, resolve
 from fedctl.records import Progress, Result, Task, TaskKey
 
@@ -36,7 +36,7 @@ PROGRAMMING_ERRORS = (
 
 
 class Reporter:
-    """Appends to `progress.jsonl`, at most every `PROGRESS_S` seconds within a phase."""
+    """Appends to `progress.jsonl`, at most every `PROGRESS_S` seconds within a phase, while the disk takes it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -48,35 +48,58 @@ class Reporter:
         if progress.phase == self.phase and now - self.at < PROGRESS_S:
             return
         self.phase, self.at = progress.phase, now
-        with self.path.open("a") as file:
+        with contextlib.suppress(OSError), self.path.open("a") as file:
             file.write(json.dumps(progress.to_json()) + "\n")
 
 
 def perform(folder: Path, *, threads: int) -> None:
-    """Do the task in that folder unless it was begun before; `threads` is for torch where the task does not say."""
-    key = key_of(folder.name)
+    """Do the task in that folder unless it was begun before; `threads` is for torch where the task does not say.
+
+    Where what it needs is not whole it counts as not begun. Raises OSError where the disk takes not even a failure.
+    """
+    run, key = Run(folder.parent), key_of(folder.name)
     with (folder / "lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        is_new = not (folder / "pid").exists() and not (folder / "result.json").exists()
-        if is_new:
+        if (folder / "pid").exists() or (folder / "result.json").exists():
+            run.unqueue(key)
+            return
+        try:
             write_whole(folder / "pid", str(os.getpid()).encode(), durable=False)
-        Run(folder.parent).unqueue(key)
-        if is_new:
+            run.unqueue(key)
             with _output_to(folder / "train.log"):
                 result = _result_of(folder, TaskKey.parse(key), threads)
-            write_whole(folder / "result.json", json.dumps(result.to_json()).encode())
+            if result is None:
+                remove(folder / "pid")
+            else:
+                run.finish(key, result.to_json())
+        except OSError as error:
+            try:
+                run.give_up(key, explain(error), retryable=True)
+            except OSError:
+                run.unqueue(key)  # nothing can be written down here: the agent tells it over its line
 
 
-def _result_of(folder: Path, key: TaskKey, threads: int) -> Result:
+def _result_of(folder: Path, key: TaskKey, threads: int) -> Result | None:
+    """What came of the task; None where it, a model of it or the code is not whole here, so that it comes again."""
+    blobs = Blobs(folder.parent.parent.parent / "blobs")
     try:
-        task = Task.from_json(json.loads((folder / "task.json").read_text()))
-        blobs = folder.parent.parent.parent / "blobs"
-        models = {label: blobs / blob.digest for label, blob in task.models.items()}
+        try:
+            content = parse((folder / "task.json").read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        task = Task.from_json(content)
+        are_whole = [blobs.verify(blob.digest) for blob in task.models.values()]
+        if not all(are_whole) or not all(Path(place).exists() for place in (__file__, sys.prefix)):
+            return None
+        models = {label: blobs.path(blob.digest) for label, blob in task.models.items()}
         trainer = resolve(TRAINERS["lightning"])
         return trainer(task, models, folder, Reporter(folder / "progress.jsonl"), task.threads or threads)
+    except Declined as no:
+        return Result(key=key, error=no.message, ask_again_s=no.seconds)
     except (KeyboardInterrupt, SystemExit, Exception) as error:  # whatever the user's code does, it is a result
         detail = users_part(error)
-        sys.stderr.write(detail + "\n")
+        with contextlib.suppress(OSError):
+            sys.stderr.write(detail + "\n")
         return Result(
             key=key,
             error=explain(error),
@@ -126,8 +149,9 @@ def _output_to(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         for descriptor, copy in zip((1, 2), saved, strict=True):
             os.dup2(copy, descriptor)
             os.close(copy)

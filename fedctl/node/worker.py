@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fedctl.node.agent import FOLDER, Run, cpus, key_of, kill_group, remove
+from fedctl.node.agent import FOLDER, Run, cpus, key_of, kill_group, remove, tail
 
 LOOK_S = 1.0
 """How long a nudge may be missed before the worker looks at its queue by itself."""
@@ -66,6 +66,8 @@ class Pool:
         self.deaths: dict[str, str] = {}
         """Tasks whose process died and that have no result yet, with the reason."""
         self.nudges = _fifo(folder / "wake")
+        self.oom_kills = oom_kills()
+        """As of the last look, so that a death can be told from the ones before."""
 
     def serve(self) -> None:
         """Dispatch until nothing has happened for `idle_s`."""
@@ -73,6 +75,7 @@ class Pool:
         while True:
             self._dispatch()
             self._report_deaths()
+            self.oom_kills = oom_kills()
             if self.deaths or any(child.folder for child in self.children.values()):
                 active_at = time.monotonic()
             elif time.monotonic() - active_at > self.idle_s:
@@ -145,7 +148,8 @@ class Pool:
             name = next((known.name for known in signal.Signals if known == number), f"signal {number}")
             why = f"was killed by {name}"
             if number == signal.SIGKILL:
-                why += " (out of memory, or by hand)"
+                is_sure = oom_kills() > self.oom_kills
+                why = "was killed by the kernel: out of memory" if is_sure else why + " (out of memory, or by hand)"
         else:
             why = f"ended with status {os.WEXITSTATUS(status)}"
         self.deaths[child.folder] = f"the process {why}"
@@ -153,7 +157,11 @@ class Pool:
     def _report_deaths(self) -> None:
         for folder, why in list(self.deaths.items()):
             path = self.folder / folder
-            if self.run.fail(key_of(folder), why, retryable=True) or (path / "result.json").exists():
+            try:
+                if self.run.fail(key_of(folder), why, retryable=True) or (path / "result.json").exists():
+                    del self.deaths[folder]
+            except OSError:  # a full disk: the agent sees that nobody holds the task, and tells it over its line
+                self.run.unqueue(key_of(folder))
                 del self.deaths[folder]
 
 
@@ -214,6 +222,12 @@ def _fork_is_safe() -> bool:
         return len(list(Path("/proc/self/task").iterdir())) == 1
     except OSError:
         return False
+
+
+def oom_kills() -> int:
+    """How often the kernel of this machine has killed a process for want of memory; 0 where it does not say."""
+    lines = tail(Path("/proc/vmstat"), 2**16).splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 def _fifo(path: Path) -> int:

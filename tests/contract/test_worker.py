@@ -28,6 +28,7 @@ from fedctl.transports.local import LocalTransport
 
 STAND_IN = """
 import os, time
+from fedctl.errors import Declined
 from fedctl.records import Progress, Result
 
 def perform(task, models, folder, report, threads):
@@ -38,6 +39,8 @@ def perform(task, models, folder, report, threads):
     if do.get("fork") and os.fork() == 0:
         time.sleep(120)
         os._exit(0)
+    if os.path.exists(do.get("owner", "")):
+        raise Declined("somebody is at the keyboard", seconds=5.0)
     if "leave" in do:
         os._exit(do["leave"])
     deadline = time.monotonic() + do.get("seconds", 0)
@@ -379,6 +382,38 @@ def test_a_worker_leaves_when_it_has_been_idle_and_another_comes_for_the_next_ta
     machine.start("r0002/a/a1")
     assert machine.result("r0002/a/a1").error is None
     machine.close()
+
+
+def test_what_an_owner_does_not_want_begun_leaves_nothing_there(machine):
+    when = {"hours": [], "days": [], "command": ["/bin/false"]}
+    made = Task(
+        key=TaskKey.parse("r0001/a/a1"), seed=1, model="", model_args={}, data="", data_args={}, trainer={}, when=when
+    )
+    answer = machine.start("r0001/a/a1", task=made.to_json())
+    assert answer["declined"] == {"may": False, "why": "/bin/false ended with status 1", "seconds": 0.0}
+    assert not (machine.folder / "r0001-a-a1").exists()
+    assert machine.ask("may", when={**when, "command": ["/bin/true"]})["may"]
+
+
+def test_a_finished_task_is_answered_at_any_time(machine):
+    machine.start("r0001/a/a1")
+    assert machine.result("r0001/a/a1").examples == 7
+    when = {"hours": [], "days": [], "command": ["/bin/false"]}
+    made = Task(
+        key=TaskKey.parse("r0001/a/a1"), seed=1, model="", model_args={}, data="", data_args={}, trainer={}, when=when
+    )
+    assert machine.start("r0001/a/a1", task=made.to_json())["state"] == "done"
+
+
+def test_a_task_that_its_owner_stopped_is_begun_anew_under_its_key(either, tmp_path):
+    (tmp_path / "owner").touch()
+    either.start("r0001/a/a1", owner=str(tmp_path / "owner"))
+    stopped = either.result("r0001/a/a1")
+    assert (stopped.error, stopped.ask_again_s) == ("somebody is at the keyboard", 5.0)
+    (tmp_path / "owner").unlink()
+    assert either.start("r0001/a/a1", owner=str(tmp_path / "owner"))["state"] == "started"
+    assert either.result("r0001/a/a1").examples == 7
+    assert [key for key, _ in either.begun()] == ["r0001/a/a1"] * 2
 
 
 def test_two_workers_never_serve_one_run(machine):

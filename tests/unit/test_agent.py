@@ -28,6 +28,7 @@ from fedctl.node.agent import Agent, Blobs, Refused, Run, encode_frame, is_held,
 SOURCE = Path(agent.__file__)
 DATA = bytes(range(256)) * 40
 DIGEST = hashlib.sha256(DATA).hexdigest()
+BUNDLE = "0" * 64
 KEY = "r0001/alice/a1"
 TASK = {"key": KEY, "models": {}}
 
@@ -184,6 +185,25 @@ class TestBlobs:
         assert blobs.stat(DIGEST)["whole"]
         assert read == [0]
 
+    @pytest.mark.parametrize("damage", [b"", DATA[:-1], DATA + b"!", DATA[:-1] + b"!"])
+    def test_a_blob_that_was_damaged_is_found_and_removed(self, blobs, damage):
+        blobs.put(DIGEST, len(DATA), 0, DATA)
+        assert blobs.verify(DIGEST)
+        blobs.path(DIGEST).write_bytes(damage)
+        assert not blobs.verify(DIGEST)
+        assert not blobs.verify(DIGEST), "nor is one that is not there"
+        assert blobs.put(DIGEST, len(DATA), 0, DATA)["whole"]
+        assert blobs.verify(DIGEST)
+
+    def test_what_does_not_fit_leaves_the_room_that_it_took(self, blobs, monkeypatch):
+        blobs.put(DIGEST, len(DATA), 0, DATA[:100])
+        full = os.open("/dev/full", os.O_WRONLY)
+        monkeypatch.setattr(agent, "write_all", lambda _, *pieces: os.writev(full, pieces))
+        with pytest.raises(OSError, match="No space left"):
+            blobs.put(DIGEST, len(DATA), 100, DATA[100:])
+        assert not list(blobs.folder.iterdir())
+        os.close(full)
+
     @pytest.mark.parametrize("digest", ["", "../x", "AB" * 32, DIGEST + "\n", DIGEST[:-1], None, 5, [DIGEST]])
     def test_what_is_no_digest_is_refused(self, blobs, digest):
         for call in (blobs.stat, blobs.remove):
@@ -217,6 +237,21 @@ class TestBlocks:
         assert agents[2].seal(self.DIGEST) == agents[0].split(self.DIGEST, 5) == {"whole": True, "size": self.SIZE}
         assert agents[0].path(self.DIGEST).read_bytes() == self.DATA
         assert [path.name for path in agents[0].folder.iterdir()] == [self.DIGEST]
+
+    def test_what_cannot_fit_is_refused_before_it_comes(self, agents):
+        with pytest.raises(Refused, match="No space left on device: 1152921504606846976 bytes are to come"):
+            agents[0].split(self.DIGEST, 2**60)
+        assert not list(agents[0].folder.iterdir())
+
+    def test_a_block_that_does_not_fit_leaves_the_room_that_the_others_took(self, agents, monkeypatch):
+        agents[0].split(self.DIGEST, self.SIZE)
+        full = os.open("/dev/full", os.O_WRONLY)
+        with monkeypatch.context() as patched:
+            patched.setattr(agent, "write_all", lambda _, *pieces: os.writev(full, pieces))
+            with pytest.raises(OSError, match="No space left"):
+                agents[0].put_block(self.DIGEST, *self.block(0))
+        assert not list(agents[0].folder.iterdir())
+        os.close(full)
 
     def test_what_came_in_order_stays(self, agents):
         agents[0].put(self.DIGEST, self.SIZE, 0, self.DATA[: agent.BLOCK + 5])
@@ -416,6 +451,69 @@ class TestRun:
         assert not run.fail(KEY, "again", retryable=True)
         assert run.result(KEY)["error"] == "lost"
 
+    def test_a_waiting_task_that_cannot_be_read_is_written_anew(self, tmp_path):
+        run = Run.claim(tmp_path, "one", "aaaa")
+        run.accept(KEY, TASK)
+        for content in (b"", b'{"key": "r00', b"\0" * 50, b"\xff"):
+            (run.folder(KEY) / "task.json").write_bytes(content)
+            assert not run.accept(KEY, TASK)
+            assert json.loads((run.folder(KEY) / "task.json").read_text()) == TASK
+        assert len(list(run.queue.iterdir())) == 1
+
+    @pytest.mark.parametrize("begun", ["pid", "result.json", "lock"])
+    def test_a_task_that_left_the_queue_is_queued_again_unless_it_was_begun(self, tmp_path, begun):
+        run = Run.claim(tmp_path, "one", "aaaa")
+        run.accept(KEY, TASK)
+        run.unqueue(KEY)
+        with (run.folder(KEY) / begun).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            run.accept(KEY, TASK)
+            assert run.queued() == set()
+        (run.folder(KEY) / begun).unlink()
+        run.accept(KEY, TASK)
+        assert run.queued() == {run.folder(KEY).name}
+
+    def test_whose_folder_it_is_and_a_result_survive_a_loss_of_power_with_their_names(self, tmp_path, monkeypatch):
+        durable, fsync = set(), os.fsync
+        monkeypatch.setattr("os.fsync", lambda file: durable.add(os.fstat(file).st_ino) or fsync(file))
+        run = Run.claim(tmp_path, "one", "aaaa")
+        assert {path.stat().st_ino for path in (run.path / "id", run.path.parent)} <= durable
+        run.accept(KEY, TASK)
+        durable.clear()
+        run.finish(KEY, {"key": KEY})
+        folder = run.folder(KEY)
+        assert {path.stat().st_ino for path in (folder / "result.json", folder, run.path)} <= durable
+
+    def test_a_task_that_fails_leaves_the_room_that_its_update_took(self, tmp_path):
+        run = Run.claim(tmp_path, "one", "aaaa")
+        run.accept(KEY, TASK)
+        for name in ("update.safetensors.tmp-77", "update.safetensors", ".result.json.0123456789ab", "mine.ckpt"):
+            (run.folder(KEY) / name).touch()
+        run.fail(KEY, "lost", retryable=True)
+        left = {path.name for path in run.folder(KEY).iterdir()}
+        assert left == {"task.json", "lock", "mine.ckpt", "result.json"}
+
+    def test_what_is_not_written_whole_leaves_nothing(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("os.fsync", lambda _: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+        with pytest.raises(OSError, match="No space left"):
+            agent.write_whole(tmp_path / "file", b"x" * 100)
+        assert not list(tmp_path.iterdir())
+
+    def test_what_was_left_half_made_is_swept_unless_somebody_makes_it(self, tmp_path):
+        half, other = tmp_path / ".r0001-a-a1.0123456789ab", tmp_path / ".bashrc"
+        half.mkdir()
+        other.touch()
+
+        def fill(folder):
+            agent.sweep(tmp_path)
+            assert half.exists()
+            assert folder.exists()
+
+        assert agent.make_folder(tmp_path / "r0001-b-a1", fill)
+        agent.sweep(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {"r0001-b-a1", ".bashrc"}
+        agent.sweep(tmp_path / "nothing")
+
     def test_a_damaged_result_is_one_that_the_coordinator_refuses(self, tmp_path):
         run = Run.claim(tmp_path, "one", "aaaa")
         run.accept(KEY, TASK)
@@ -596,6 +694,16 @@ class TestUnpacking:
         assert not list(folder.parent.iterdir())
         assert {path.name for path in tmp_path.iterdir()} == {"home"}
 
+    def test_a_bundle_that_was_damaged_as_a_blob_is_asked_for_again(self, unpack):
+        _, folder = unpack(self.packed(("a.py", b"pass", tarfile.REGTYPE, "")))
+        shutil.rmtree(folder)
+        blob = folder.parent.parent / "blobs" / folder.name
+        blob.write_bytes(blob.read_bytes().replace(b"pass", b"fail"))
+        served = Served(folder.parent.parent)
+        assert served.ask("unpack", digest=folder.name) == {"missing": [folder.name]}
+        assert not blob.exists()
+        assert not folder.exists()
+
     def test_what_is_no_tar_is_refused_and_leaves_nothing(self, unpack):
         answer, folder = unpack(b"no tar at all" * 100)
         assert "ReadError" in answer["error"]
@@ -743,7 +851,7 @@ class TestAgent:
         monkeypatch.setattr(agent, "LIVENESS_S", 1e9)
         run = served.agent.run(RUN)
         run.accept(KEY, TASK)
-        served.agent.watched["aaaa", KEY] = agent.Watch({})
+        served.agent.watched["aaaa", KEY] = agent.Watch(TASK, {"bundle": BUNDLE})
         path = run.folder(KEY) / "progress.jsonl"
         served.agent.look()
         path.write_text('{"step":1}\n{"step":2}\n{"ste')
@@ -759,7 +867,7 @@ class TestAgent:
         monkeypatch.setattr(agent, "LIVENESS_S", 1e9)
         run = served.agent.run(RUN)
         run.accept(KEY, TASK)
-        served.agent.watched["aaaa", KEY] = agent.Watch({})
+        served.agent.watched["aaaa", KEY] = agent.Watch(TASK, {"bundle": BUNDLE})
         path = run.folder(KEY) / "progress.jsonl"
         path.write_text(garbage)
         for _ in range(3):
@@ -772,7 +880,7 @@ class TestAgent:
     def test_a_watched_task_whose_folder_is_gone_has_failed(self, served):
         run = served.agent.run(RUN)
         run.accept(KEY, TASK)
-        served.agent.watched["aaaa", KEY] = agent.Watch({})
+        served.agent.watched["aaaa", KEY] = agent.Watch(TASK, {"bundle": BUNDLE})
         shutil.rmtree(run.path)
         served.agent.look()
         assert "the task is gone" in served.sent[0][0]["result"]["error"]
@@ -784,7 +892,7 @@ class TestAgent:
         run.accept(KEY, TASK)
         (run.folder(KEY) / "pid").write_text("1")
         run.unqueue(KEY)
-        served.agent.watched["aaaa", KEY] = agent.Watch({})
+        served.agent.watched["aaaa", KEY] = agent.Watch(TASK, {"bundle": BUNDLE})
         served.agent.look()
         assert not served.sent, "whoever saw it die gets a moment to say why"
         served.agent.look()
@@ -799,7 +907,7 @@ class TestAgent:
             run.accept(key, TASK)
             run.unqueue(key)
             (run.folder(key) / "pid").write_text("1")
-            served.agent.watched["aaaa", key] = agent.Watch({})
+            served.agent.watched["aaaa", key] = agent.Watch(TASK, {"bundle": BUNDLE})
         queued = run.queued
         monkeypatch.setattr(run, "queued", lambda: listed.append(1) or queued())
         served.agent.look()
@@ -810,9 +918,13 @@ class TestAgent:
         run = served.agent.run(RUN)
         run.accept(KEY, TASK)
         run.unqueue(KEY)
-        served.agent.watched["aaaa", KEY] = agent.Watch({})
-        served.agent.look()
+        (served.home / "bundle" / BUNDLE).mkdir(parents=True)
+        served.agent.watched["aaaa", KEY] = agent.Watch(TASK, {"bundle": BUNDLE, "python": sys.executable})
+        with (run.path / "worker.lock").open("w") as worker:
+            fcntl.flock(worker, fcntl.LOCK_EX)
+            served.agent.look()
         assert run.queued() == {run.folder(KEY).name}
+        assert not served.sent
 
     def test_a_worker_that_does_not_stay_is_started_once_more_and_then_told_of(self, served, monkeypatch):
         monkeypatch.setattr(agent, "LIVENESS_S", 0.0)
@@ -845,7 +957,7 @@ class TestAgent:
         monkeypatch.setattr(agent, "LIVENESS_S", 0.0)
         run = served.agent.run(RUN)
         run.accept(KEY, TASK)
-        served.agent.watched["aaaa", KEY] = agent.Watch({"bundle": 5})
+        served.agent.watched["aaaa", KEY] = agent.Watch(TASK, {"bundle": 5})
         served.agent.look()
         served.agent.look()
         assert "does not stay" in served.sent[0][0]["result"]["error"]
@@ -925,7 +1037,7 @@ class TestTheFile:
         assert (done.returncode, done.stderr) == (0, b"")
         assert done.stdout.startswith(agent.GREETING)
         pipe = io.BytesIO(done.stdout[len(agent.GREETING) :])
-        answers = {header["re"]: header for header, _ in iter(lambda: read_frame(pipe.read), None)}
+        answers = {header.get("re"): header for header, _ in iter(lambda: read_frame(pipe.read), None)}
         assert answers[1]["python"].startswith(version)
         assert answers[2]["whole"]
         assert answers[3] == {"re": 3}
