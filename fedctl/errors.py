@@ -91,7 +91,7 @@ class ProtocolError(NodeError):
 
 
 class Declined(NodeError):
-    """The node is not to be used now, by its owner's word; it may be asked again after some `seconds`."""
+    """The node is not to be used now, by its owner's word; it may be asked again after `seconds` (0: unknown)."""
 
     def __init__(self, message: str, *, hint: str | None = None, seconds: float) -> None:
         super().__init__(message, hint=hint)

@@ -68,7 +68,10 @@ class NodeLost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeDeclined:
-    """A node was reached and is not to be used now, by its owner's word; `seconds` later it may be asked again."""
+    """A node was reached and is not to be used now, by its owner's word.
+
+    It may be asked again after so many `seconds`; 0 where its owner names no time.
+    """
 
     at: datetime
     node: str

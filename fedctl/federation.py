@@ -59,6 +59,18 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What an update may be at most; None is without a limit.
+
+    `norm` is how far it may lie from the model that it was trained from, as a multiple of that model's norm plus 1;
+    `examples` is how many it may claim to have been trained on.
+    """
+
+    norm: float | None = 1000.0
+    examples: int | None = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class When:
     """When a node may be used, by its own clock and its owner's word.
 
@@ -70,6 +82,10 @@ class When:
     hours: tuple[tuple[int, int], ...] = ()
     days: tuple[int, ...] = ()
     command: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As a node's agent is told."""
+        return {"hours": [list(span) for span in self.hours], "days": list(self.days), "command": list(self.command)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +128,7 @@ class Federation:
     strategy: Named = Named(name="fedavg")
     codec: str = "none"
     schedule: Schedule = Schedule()
+    limits: Limits = Limits()
 
     def node(self, name: str) -> Node:
         """The node of that name; raises KeyError."""

@@ -62,10 +62,10 @@ def is_due(node: NodeState, seed: int, now: datetime) -> bool:
 
 
 def looked_for_at(node: NodeState, seed: int) -> datetime:
-    """When a node that is away is looked for again: at its owner's word, or ever more rarely."""
+    """When a node that is away is looked for again: at the time that its owner named, or ever more rarely."""
     if node.asked_at is None:
         raise AssertionError(f"node {node.name} was never found to be away")
-    if node.status == "away":
+    if node.status == "away" and node.ask_again_s:
         return node.asked_at + timedelta(seconds=min(LONGEST_WORD_S, max(SOONEST_S, node.ask_again_s)))
     spell_s = (node.asked_at - (node.trouble_at or node.asked_at)).total_seconds()
     jitter = random.Random(f"{seed}/{node.name}/{node.asked_at}").uniform(0.75, 1.25)

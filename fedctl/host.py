@@ -6,8 +6,10 @@ nothing of rounds, strategies or the journal.
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,13 @@ from typing import Any
 from fedctl import transfer
 from fedctl.connection import LINE_LOST, Connection, Waiter
 from fedctl.environment import Environment, Given
-from fedctl.errors import ConnectionLost, NodeError
+from fedctl.errors import ConnectionLost
 from fedctl.events import Traffic
-from fedctl.lifeline import RECONNECTS, Lifeline
+from fedctl.federation import When
+from fedctl.lifeline import RECONNECTS, RETRIES, Lifeline
 from fedctl.preparation import Preparation, Prepared, Told, silent
 from fedctl.records import Blob, Progress, Result, Task, TaskKey
+from fedctl.replies import heed, progress_of, result_of
 from fedctl.transports import Transport
 
 IDLE_S = 300.0
@@ -45,10 +49,11 @@ class Work:
 
 @dataclass(slots=True)
 class Done:
-    """A task's result and what it cost on the line."""
+    """A task's result and what it cost on the line; `line_s` is how long its models took."""
 
     result: Result
     traffic: Traffic = field(default_factory=Traffic)
+    line_s: float = 0.0
 
 
 class Host:
@@ -89,10 +94,15 @@ class Host:
         """Bring to the machine what it lacks, bundle and environment; `told` hears how that goes on."""
         return self._lifeline.patiently(lambda: self._preparation.over(self.connection(), told), tries=RECONNECTS)
 
-    def prepare(self, told: Told = silent) -> Mapping[str, Any]:
-        """Make the machine ready, with a worker that begins to import; returns the agent's facts."""
+    def prepare(self, told: Told = silent, *, when: When | None = None) -> Mapping[str, Any]:
+        """Make the machine ready, with a worker that begins to import; returns the agent's facts.
+
+        Raises Declined, and changes nothing there, where it is not to be used now.
+        """
 
         def attempt() -> Mapping[str, Any]:
+            if when:
+                heed(self.connection().ask("may", when=when.to_json()))
             self._preparation.over(self.connection(), told)
             with self._lock_of("worker"):
                 if not self._has_worker:
@@ -100,7 +110,7 @@ class Host:
                     self._has_worker = True
             return self.connection().facts
 
-        return self._lifeline.patiently(attempt, tries=RECONNECTS)
+        return self._lifeline.patiently(attempt, tries=RETRIES)
 
     def perform(
         self,
@@ -110,22 +120,31 @@ class Host:
         started: Callable[[], None],
         progressed: Callable[[Progress], None],
     ) -> Done:
-        """Have a task done, through broken lines for as long as it takes; raises NodeError once it is cancelled."""
-        sent = 0
+        """Have a task done, through broken lines while a new one can be had.
+
+        Raises ConnectionLost where none can: what was started goes on there. Raises NodeError once it is cancelled,
+        and Declined where the node is not to be used, or not any more: it is to be begun anew then.
+        """
+        sent, line_s = 0, 0.0
 
         def attempt() -> Result:
-            nonlocal sent
+            nonlocal sent, line_s
             connection = self.connection()
             self._preparation.over(connection)
-            sent += self._put_models(connection, task, models)
+            began = time.monotonic()
+            try:
+                sent += self._put_models(connection, task, models)
+            finally:
+                line_s += time.monotonic() - began
             return self._follow(connection, task, started, progressed)
 
         result = self._lifeline.patiently(
             attempt,
+            tries=RETRIES,
             is_wanted=lambda: task.key not in self._cancelled,
             broke=lambda: progressed(Progress(key=task.key, phase="unreachable")),
         )
-        return Done(result=result, traffic=Traffic(sent=sent))
+        return Done(result=result, traffic=Traffic(sent=sent), line_s=line_s)
 
     def fetch_update(self, key: TaskKey, blob: Blob, target: Path) -> int:
         """Bring a task's update here, verified by its digest; returns the bytes that came."""
@@ -200,30 +219,41 @@ class Host:
         progressed: Callable[[Progress], None],
     ) -> Result:
         key = str(task.key)
-        pushes: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
-        connection.listen(key, pushes.put)
+        ends: queue.Queue[Mapping[str, Any]] = queue.Queue(maxsize=1)
+
+        def hear(push: Mapping[str, Any]) -> None:
+            """Of what a node tells nothing piles up here: progress is passed on, and the first end is the end."""
+            if push.get("push") == "progress":
+                progressed(progress_of(task.key, push.get("progress")))
+            elif push is LINE_LOST or push.get("push") in ("result", "missing"):
+                with suppress(queue.Full):
+                    ends.put_nowait(push)
+
+        connection.listen(key, hear)
         try:
             answer = connection.ask("start", **self._run(), key=key, task=task.to_json(), worker=self._worker())
             if "missing" in answer:
-                missing = set(map(str, answer["missing"])) if isinstance(answer["missing"], list) else set()
-                self._sent -= {(connection, digest) for digest in missing}
-                if not missing <= {blob.digest for blob in task.models.values()}:
-                    self._preparation.forget()
-                raise ConnectionLost("what the task needs is no longer on the node")
+                raise self._missed(connection, task, answer["missing"])
+            heed(answer.get("declined", {"may": True}))
             started()
             if answer.get("state") == "done":
-                return _result(task.key, answer.get("result"))
-            while True:
-                push = pushes.get()
-                match push.get("push"):
-                    case "progress":
-                        progressed(_progress(task.key, push.get("progress")))
-                    case "result":
-                        return _result(task.key, push.get("result"))
-                    case _ if push is LINE_LOST:
-                        raise ConnectionLost("the line broke")
+                return result_of(task.key, answer.get("result"))
+            end = ends.get()
+            if end is LINE_LOST:
+                raise connection.failure
+            if end.get("push") == "missing":
+                raise self._missed(connection, task, end.get("missing"))
+            return result_of(task.key, end.get("result"))
         finally:
             connection.unlisten(key)
+
+    def _missed(self, connection: Connection, task: Task, missing: object) -> ConnectionLost:
+        """What a task needs has gone from the node, or was damaged there: it is to be sent again, as after a break."""
+        digests = set(map(str, missing)) if isinstance(missing, list) else set()
+        self._sent -= {(connection, digest) for digest in digests}
+        if not digests <= {blob.digest for blob in task.models.values()}:
+            self._preparation.forget()
+        return ConnectionLost("what the task needs is no longer on the node")
 
     def _put_models(self, connection: Connection, task: Task, models: Mapping[str, Path]) -> int:
         return sum(self._put(connection, blob, models[label]) for label, blob in task.models.items())
@@ -260,21 +290,3 @@ class Host:
             "idle_s": IDLE_S,
             "cwd": self._work.cwd,
         }
-
-
-def _result(key: TaskKey, value: object) -> Result:
-    try:
-        result = Result.from_json(value)
-    except ValueError as error:
-        raise NodeError(f"the node's result is not one: {error}") from error
-    if result.key != key:
-        raise NodeError(f"the node answered for {result.key}")
-    return result
-
-
-def _progress(key: TaskKey, value: object) -> Progress:
-    try:
-        progress = Progress.from_json(value)
-    except ValueError:
-        return Progress(key=key, phase="waiting")
-    return replace(progress, key=key)  # a node speaks for its own task only

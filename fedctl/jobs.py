@@ -4,6 +4,7 @@ A failure of the node is an event here, never an exception; only what makes the 
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +12,17 @@ from typing import Any
 
 from fedctl import bundle
 from fedctl.actions import Perform
-from fedctl.errors import ConfigError, ConnectionLost, Declined, HostKeyError, LoginError, ModelError, NodeError
+from fedctl.clock import Clock
+from fedctl.errors import (
+    ConfigError,
+    ConnectionLost,
+    Declined,
+    HostKeyError,
+    LoginError,
+    ModelError,
+    NodeError,
+    ProtocolError,
+)
 from fedctl.events import (
     Event,
     ModelEvaluated,
@@ -25,13 +36,11 @@ from fedctl.events import (
 )
 from fedctl.federation import Federation
 from fedctl.host import Done, Host
-from fedctl.records import Blob, Progress, Task, TaskKey
-from fedctl.rundir import RunDir, copy_atomically, digest
+from fedctl.records import Progress, Result, Task, TaskKey
+from fedctl.rundir import RunDir, copy_atomically, is_there
 
 SLACK = 1 << 20
 """How many bytes an update may have beyond twice its model: room for a header of another making."""
-
-Clock = Callable[[], datetime]
 
 
 def seed_of(seed: int, key: TaskKey) -> int:
@@ -60,7 +69,15 @@ def task_of(federation: Federation, action: Perform) -> Task:
     for limit in ("max_epochs", "max_steps"):
         if isinstance(trainer.get(limit), int) and trainer[limit] > 0:
             trainer[limit] *= action.passes
-    return Task(**common, data_args={**spec.data_args, **node.data}, trainer=trainer, threads=node.threads)
+    return Task(
+        **common,
+        data_args={**spec.data_args, **node.data},
+        trainer=trainer,
+        threads=node.threads,
+        seconds=action.seconds,
+        partial=federation.schedule.partial and key.kind in ("train", "alone"),
+        when=node.when.to_json() if node.when else {},
+    )
 
 
 def perform(
@@ -98,13 +115,14 @@ def perform(
                 retryable=done.result.retryable,
                 detail=done.result.detail,
             )
-        return _answer(action, done, host, run, clock)
+        return _answer(action, done, federation, host, run, clock)
     except (ConnectionLost, Declined, HostKeyError, LoginError) as error:
         if key.kind == "initialize":
             return TaskFailed(at=clock(), task=key, reason=error.message, retryable=True)
         return lost(key.node, error, clock())
     except (NodeError, ModelError) as error:
-        return TaskFailed(at=clock(), task=key, reason=error.message, retryable=isinstance(error, NodeError))
+        is_honest = isinstance(error, NodeError) and not isinstance(error, ProtocolError)
+        return TaskFailed(at=clock(), task=key, reason=error.message, retryable=is_honest)
 
 
 def lost(node: str, error: NodeError, at: datetime) -> Event:
@@ -122,26 +140,32 @@ def model_path(run: RunDir, label: str, key: TaskKey) -> Path:
     return run.round_model(number)
 
 
-def _answer(action: Perform, done: Done, host: Host, run: RunDir, clock: Clock) -> Event:
+def _answer(action: Perform, done: Done, federation: Federation, host: Host, run: RunDir, clock: Clock) -> Event:
     key, result = action.task, done.result
+    _check_examples(result, federation.limits.examples)
     if key.kind in ("evaluate", "compare"):
         if set(result.scores) != set(action.models):
-            raise NodeError("the node scored other models than it was asked to")
+            raise ProtocolError("the node scored other models than it was asked to")
         return ModelEvaluated(at=clock(), task=key, scores=result.scores, seconds=result.seconds, bytes=done.traffic)
     if result.update is None:
-        raise NodeError("the node returned no update")
+        raise ProtocolError("the node returned no update")
     base = action.models.get("base")
     if base and result.update.size > 2 * base.size + SLACK:
         raise ModelError(f"its update is {result.update.size:,} bytes, of a model of {base.size:,}")
-    target = _target(run, key)
-    came = 0 if _is_there(target, result.update) else host.fetch_update(key, result.update, target)
+    target = run.answer(key)
+    began = time.monotonic()
+    came = 0 if is_there(target, result.update) else host.fetch_update(key, result.update, target)
+    line_s = done.line_s + time.monotonic() - began if key.kind == "train" else 0.0
     if key.kind == "initialize":
+        run.sync(target)
         copy_atomically(target, run.model)
         return ModelInitialized(at=clock(), model=result.update)
-    from fedctl.weights import Weights, check_update  # torch is slow to import, and not needed before the first update
+    from fedctl.soundness import check_update  # torch is slow to import, and not needed before the first update
+    from fedctl.weights import Weights
 
     try:
-        check_update(Weights.open(target), Weights.open(run.round_model(0)), what="its update")
+        update, model = Weights.open(target, what="its update"), Weights.open(model_path(run, "base", key))
+        check_update(update, model, what="its update", farthest=federation.limits.norm)
     except ModelError:
         target.unlink()
         raise
@@ -154,21 +178,17 @@ def _answer(action: Perform, done: Done, host: Host, run: RunDir, clock: Clock) 
         seconds=result.seconds,
         bytes=Traffic(sent=done.traffic.sent, received=came),
         accelerator=result.accelerator,
+        steps=result.steps,
+        partial=result.partial,
+        line_s=line_s,
     )
 
 
-def _target(run: RunDir, key: TaskKey) -> Path:
-    match key.kind:
-        case "initialize":
-            return run.round_model(0)
-        case "alone":
-            return run.alone(key.node)
-        case _:
-            return run.update(key.round, key.node)
-
-
-def _is_there(path: Path, blob: Blob) -> bool:
-    return path.exists() and path.stat().st_size == blob.size and digest(path) == blob
+def _check_examples(result: Result, most: int | None) -> None:
+    """Refuse a result that claims so many examples that it alone would decide; raises ModelError."""
+    claimed = max([result.examples, *(score.examples for score in result.scores.values())])
+    if most is not None and claimed > most:
+        raise ModelError(f"it claims {claimed:,} examples, and `limits.examples` allows {most:,}")
 
 
 def _hint(error: str, folder: Path) -> str:

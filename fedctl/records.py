@@ -5,6 +5,7 @@ module too, and nothing here may know of paths, transports or torch. Whatever a 
 which refuses every field that is missing, unknown, of another type or out of bounds with a `ValueError`.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -70,11 +71,11 @@ class Blob:
     size: int
 
     def to_json(self) -> dict[str, Any]:
-        return {"digest": self.digest, "size": self.size}
+        return _to_json(self)
 
     @classmethod
     def from_json(cls, value: Any) -> "Blob":
-        fields = _fields(value, "digest", "size")
+        fields = _fields(value, cls)
         digest, size = fields["digest"], fields["size"]
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             raise ValueError(f"not a SHA-256 digest: {digest!r}")
@@ -89,11 +90,11 @@ class Score:
     metrics: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        return {"examples": self.examples, "metrics": _finite(self.metrics)}
+        return _to_json(self)
 
     @classmethod
     def from_json(cls, value: Any) -> "Score":
-        fields = _fields(value, "examples", "metrics")
+        fields = _fields(value, cls)
         return cls(examples=_count(fields["examples"], "examples"), metrics=_metrics(fields["metrics"]))
 
 
@@ -103,6 +104,9 @@ class Task:
 
     `models` are labelled: a training task has the one label "base", an evaluation a label a model that is scored.
     `trainer` holds arguments of Lightning's Trainer; `threads` bounds torch's own threads (0 leaves torch's choice).
+    A training hands in what it has done after so many `seconds` (None: it comes to its end). `when` says when the node
+    may be used, as the agent's `may` takes it (empty: always); a `partial` training hands in what it has done when it
+    may be used no more, others come to nothing then.
     """
 
     key: TaskKey
@@ -115,26 +119,16 @@ class Task:
     models: Mapping[str, Blob] = field(default_factory=dict)
     codec: str = "none"
     threads: int = 0
+    seconds: float | None = None
+    partial: bool = False
+    when: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "key": str(self.key),
-            "seed": self.seed,
-            "model": self.model,
-            "model_args": dict(self.model_args),
-            "data": self.data,
-            "data_args": dict(self.data_args),
-            "trainer": dict(self.trainer),
-            "models": {label: blob.to_json() for label, blob in self.models.items()},
-            "codec": self.codec,
-            "threads": self.threads,
-        }
+        return _to_json(self)
 
     @classmethod
     def from_json(cls, value: Any) -> "Task":
-        fields = _fields(
-            value, "key", "seed", "model", "model_args", "data", "data_args", "trainer", "models", "codec", "threads"
-        )
+        fields = _fields(value, cls)
         models = {label: Blob.from_json(blob) for label, blob in _object(fields["models"], "models").items()}
         return cls(
             key=TaskKey.parse(fields["key"]),
@@ -147,6 +141,9 @@ class Task:
             models=models,
             codec=_text(fields["codec"], 100),
             threads=_count(fields["threads"], "threads"),
+            seconds=None if fields["seconds"] is None else _number(fields["seconds"], "seconds"),
+            partial=_flag(fields["partial"], "partial"),
+            when=_object(fields["when"], "when"),
         )
 
 
@@ -154,8 +151,10 @@ class Task:
 class Result:
     """What a finished task left behind: `result.json`, written last.
 
-    `seconds` is the time in Lightning's fit or validate alone. `update` is the file of weights that was made, if any.
-    A failed task has an `error` (one line), the `detail` (end of the traceback) and whether a retry could help.
+    `seconds` is the time in Lightning's fit or validate alone. `update` is the file of weights that was made, if any,
+    after `steps` of the optimizer; it is `partial` where the training was ended early. A failed task has an `error`
+    (one line), the `detail` (end of the traceback) and whether a retry could help. One that the node's owner stopped
+    has their reason as its `error`, and may be asked for again after `ask_again_s` (None for all others).
     """
 
     key: TaskKey
@@ -163,30 +162,21 @@ class Result:
     metrics: Mapping[str, float] = field(default_factory=dict)
     scores: Mapping[str, Score] = field(default_factory=dict)
     update: Blob | None = None
+    steps: int = 0
+    partial: bool = False
     seconds: float = 0.0
     accelerator: str = ""
     error: str | None = None
     detail: str = ""
     retryable: bool = False
+    ask_again_s: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "key": str(self.key),
-            "examples": self.examples,
-            "metrics": _finite(self.metrics),
-            "scores": {label: score.to_json() for label, score in self.scores.items()},
-            "update": self.update.to_json() if self.update else None,
-            "seconds": self.seconds,
-            "accelerator": self.accelerator,
-            "error": self.error,
-            "detail": self.detail,
-            "retryable": self.retryable,
-        }
+        return _to_json(self)
 
     @classmethod
     def from_json(cls, value: Any) -> "Result":
-        numbers = ("examples", "metrics", "scores", "update", "seconds")
-        fields = _fields(value, "key", *numbers, "accelerator", "error", "detail", "retryable")
+        fields = _fields(value, cls)
         scores = _object(fields["scores"], "scores")
         if len(scores) > 100_000:
             raise ValueError("scores must be an object of at most 100000 entries")
@@ -196,11 +186,14 @@ class Result:
             metrics=_metrics(fields["metrics"]),
             scores={_text(label, 100): Score.from_json(score) for label, score in scores.items()},
             update=None if fields["update"] is None else Blob.from_json(fields["update"]),
+            steps=_count(fields["steps"], "steps"),
+            partial=_flag(fields["partial"], "partial"),
             seconds=_number(fields["seconds"], "seconds"),
             accelerator=_text(fields["accelerator"], 200),
             error=None if fields["error"] is None else _text(fields["error"], 2_000),
             detail=_text(fields["detail"], 20_000),
             retryable=_flag(fields["retryable"], "retryable"),
+            ask_again_s=None if fields["ask_again_s"] is None else _number(fields["ask_again_s"], "ask_again_s"),
         )
 
 
@@ -224,19 +217,11 @@ class Progress:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "key": str(self.key),
-            "phase": self.phase,
-            "epoch": self.epoch,
-            "epochs": self.epochs,
-            "step": self.step,
-            "steps": self.steps,
-            "metrics": _finite(self.metrics),
-        }
+        return _to_json(self)
 
     @classmethod
     def from_json(cls, value: Any) -> "Progress":
-        fields = _fields(value, "key", "phase", "epoch", "epochs", "step", "steps", "metrics")
+        fields = _fields(value, cls)
         if fields["phase"] not in get_args(Phase):
             raise ValueError(f"unknown phase: {fields['phase']!r}")
         counts = {name: _count(fields[name], name) for name in ("epoch", "epochs", "step", "steps")}
@@ -249,7 +234,28 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub("\ufffd", text)
 
 
-def _fields(value: Any, *names: str) -> dict[str, Any]:
+def _to_json(record: Any) -> dict[str, Any]:
+    """A record's fields; a metric that is not finite is null."""
+    fields = {each.name: _plain(getattr(record, each.name)) for each in dataclasses.fields(record)}
+    if "metrics" in fields:
+        fields["metrics"] = {name: value if math.isfinite(value) else None for name, value in record.metrics.items()}
+    return fields
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case TaskKey():
+            return str(value)
+        case Blob() | Score():
+            return value.to_json()
+        case Mapping():
+            return {name: _plain(item) for name, item in value.items()}
+        case _:
+            return value
+
+
+def _fields(value: Any, kind: type) -> dict[str, Any]:
+    names = [each.name for each in dataclasses.fields(kind)]
     if not isinstance(value, dict) or set(value) != set(names):
         raise ValueError(f"expected an object with exactly {', '.join(names)}")
     return dict(value)
@@ -290,7 +296,3 @@ def _metrics(value: Any) -> dict[str, float]:
     if not isinstance(value, dict) or len(value) > 1_000:
         raise ValueError("metrics must be an object of at most 1000 numbers")
     return {_text(name, 200): math.nan if number is None else _number(number, name) for name, number in value.items()}
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

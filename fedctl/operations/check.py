@@ -11,8 +11,8 @@ from typing import Any
 
 from fedctl import bundle, topology
 from fedctl.environment import Environment, Given, environments, is_recent
-from fedctl.errors import ConfigError, NodeError
-from fedctl.federation import Federation, Node
+from fedctl.errors import ConfigError, ConnectionLost, NodeError
+from fedctl.federation import Federation, Node, When
 from fedctl.host import Host, Work
 from fedctl.hosts import MOST_AT_ONCE, Hosts
 from fedctl.node.agent import MOST_PATHS
@@ -152,6 +152,7 @@ class _Look:
                 findings.accelerator(node, facts, cards),
                 findings.clock(skew_s),
                 findings.data(list(paths[node.name]), [seen[path] for path in paths[node.name].values()]),
+                *([findings.when(_asked(connection.ask, node.when))] if node.when else []),
                 trial,
             )
             for node in self.nodes
@@ -221,6 +222,16 @@ def _texts(value: Any) -> Iterator[str]:
         case list() | tuple():
             for item in value:
                 yield from _texts(item)
+
+
+def _asked(ask: Request, when: When) -> Mapping[str, Any]:
+    """What the node says of being used now, or why it cannot say."""
+    try:
+        return ask("may", when=when.to_json())
+    except ConnectionLost:
+        raise
+    except NodeError as error:
+        return {"error": error.message}
 
 
 def _looked_up(ask: Request, paths: set[str]) -> dict[str, object]:

@@ -161,6 +161,22 @@ def clock(skew_s: float) -> Finding:
     )
 
 
+def when(answer: Mapping[str, Any]) -> Finding:
+    """Whether the node may be used now; a "no" is its owner's word, and nothing to be mended."""
+    match answer:
+        case {"may": True}:
+            return Finding(name="when", passed=True, value="may be used now", mark="now")
+        case {"may": False, "why": str(why)}:
+            return Finding(name="when", passed=True, value="not now", note=f"not to be used now: {why}", mark="later")
+        case _:
+            return Finding(
+                name="when",
+                passed=False,
+                value=text(answer, "error"),
+                remedy="correct `when:` of this node, or its owner's command there",
+            )
+
+
 def data(paths: Sequence[str], found: Sequence[object]) -> Finding:
     """Whether the paths among a node's arguments are there; `found` is of each whether it exists and may be read."""
     wrong = [

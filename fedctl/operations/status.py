@@ -1,5 +1,6 @@
 """`fedctl status`: a run's state, from its journal alone."""
 
+import os
 import time
 from collections.abc import Iterator
 
@@ -7,11 +8,14 @@ from fedctl.errors import StateError
 from fedctl.events import Event
 from fedctl.journal import follow as follow_journal
 from fedctl.journal import read
+from fedctl.records import TaskKey
 from fedctl.rundir import RunDir
 from fedctl.state import RunState, apply, fold
-from fedctl.telemetry import Telemetry, load
+from fedctl.telemetry import Preparing, Telemetry, load
 
 LOOK_S = 0.2
+SAMPLES_READ = 4 * 2**20
+"""How much of the end of `metrics.jsonl` is read, in bytes: what each node does now stands there."""
 
 
 def status(run: RunDir) -> tuple[RunState, bool]:
@@ -38,22 +42,26 @@ def follow(run: RunDir) -> Iterator[tuple[RunState, list[Event | Telemetry], boo
 
 
 def _samples(run: RunDir) -> Iterator[list[Telemetry]]:
-    """What `metrics.jsonl` has gained since the last time; damaged lines are nothing that matters."""
-    offset = 0
+    """The newest of each task and node in what `metrics.jsonl` has gained; damaged lines are nothing that matters."""
+    offset = -1
     while True:
-        found = []
+        newest: dict[TaskKey | str, Telemetry] = {}
         if run.metrics.exists():
             with run.metrics.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                if not 0 <= offset <= size:  # at first, and in a file that was begun anew
+                    offset = max(0, size - SAMPLES_READ)
                 file.seek(offset)
                 fresh = file.read()
             end = fresh.rfind(b"\n") + 1
             offset += end
             for line in fresh[:end].splitlines():
                 try:
-                    found.append(load(line))
+                    sample = load(line)
                 except ValueError:
                     continue
-        yield found
+                newest[sample.node if isinstance(sample, Preparing) else sample.key] = sample
+        yield list(newest.values())
 
 
 def require_held(run: RunDir) -> RunState:

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedctl.errors import ConfigError
-from fedctl.federation import Federation, Monitor, Schedule, TaskSpec, needed
+from fedctl.federation import Federation, Limits, Monitor, Schedule, TaskSpec, needed
 from fedctl.topology.document import Document, read
 from fedctl.topology.expand import expand, node_problems
 from fedctl.topology.fields import SET_BY_FEDCTL
@@ -95,7 +95,7 @@ def _problems(section: FederationSection, folder: Path, document: Document) -> I
     nodes = list(node_problems(section.nodes, section.defaults, document))
     yield from nodes
     if not nodes and section.schedule:
-        yield from _schedule_problems(section.schedule, sum(node.count or 1 for node in section.nodes))
+        yield from _schedule_problems(section.schedule, section)
 
 
 def _task_problems(task: TaskSection, folder: Path) -> Iterator[Problem]:
@@ -114,8 +114,8 @@ def _task_problems(task: TaskSection, folder: Path) -> Iterator[Problem]:
         )
 
 
-def _schedule_problems(section: ScheduleSection, nodes: int) -> Iterator[Problem]:
-    schedule = Schedule(**section.given)
+def _schedule_problems(section: ScheduleSection, whole: FederationSection) -> Iterator[Problem]:
+    schedule, nodes = Schedule(**section.given), sum(node.count or 1 for node in whole.nodes)
     cohort = needed(schedule.cohort, nodes)
     if isinstance(schedule.cohort, int) and schedule.cohort > nodes:
         text = f"asks for {schedule.cohort} nodes of {nodes}"
@@ -126,7 +126,8 @@ def _schedule_problems(section: ScheduleSection, nodes: int) -> Iterator[Problem
     if schedule.overprovision > 1 and cohort == nodes:
         text = f"asks more nodes than a cohort of all {nodes}"
         yield Problem(address=("schedule", "overprovision"), text=text, hint="give `cohort` a smaller number or share")
-    if schedule.partial and schedule.deadline_s is None:
+    has_windows = any(entry and entry.when for entry in (whole.defaults, *whole.nodes))
+    if schedule.partial and schedule.deadline_s is None and not has_windows:
         text = "has no deadline by which a node could hand in what it has done"
         yield Problem(address=("schedule", "partial"), text=text, hint="add `deadline: 30m` beside it")
 
@@ -138,6 +139,7 @@ def _federation(section: FederationSection, folder: Path) -> Federation:
         "task": _task(section.task),
         "nodes": expand(section.nodes, section.defaults),
         "schedule": Schedule(**section.schedule.given) if section.schedule else Schedule(),
+        "limits": Limits(**section.limits.given) if section.limits else Limits(),
     }
     for checked_only in ("share", "privacy", "defaults"):
         fields.pop(checked_only, None)

@@ -118,6 +118,12 @@ def _factor(value: Any) -> float:
     )
 
 
+def _limit(value: Any) -> float | None:
+    if value is None or (type(value) in (int, float) and 0 < value < math.inf):
+        return value  # type: ignore[no-any-return]
+    raise refusal(f"should be a number above 0, not {describe(value)}", "null is without a limit")
+
+
 def _hours(value: Any) -> tuple[tuple[int, int], ...]:
     spans = [value] if isinstance(value, str) else value
     if not isinstance(spans, list) or not spans:
@@ -216,6 +222,7 @@ Port = Annotated[int, Field(ge=1, le=65_535)]
 ShareOrCount = Annotated[float | int, PlainValidator(_share_or_count)]
 Duration = Annotated[float | None, PlainValidator(_duration)]
 Factor = Annotated[float, PlainValidator(_factor)]
+Limit = Annotated[float | None, PlainValidator(_limit)]
 Hours = Annotated[tuple[tuple[int, int], ...], PlainValidator(_hours)]
 Days = Annotated[tuple[int, ...], PlainValidator(_days)]
 Command = Annotated[tuple[str, ...], PlainValidator(_command)]

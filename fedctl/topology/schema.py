@@ -5,7 +5,7 @@ A key that is absent is left to the defaults of `fedctl.federation`: `given` has
 
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedctl.topology.document import Address
 from fedctl.topology.fields import (
@@ -16,6 +16,7 @@ from fedctl.topology.fields import (
     Duration,
     Factor,
     Hours,
+    Limit,
     Mode,
     Name,
     Natural,
@@ -30,6 +31,7 @@ from fedctl.topology.fields import (
     Strategy,
     Text,
     Word,
+    refusal,
 )
 
 ABSENT: Any = None
@@ -75,10 +77,21 @@ class ScheduleSection(Section):
     patience_s: Annotated[Duration, Field(alias="patience")] = ABSENT
 
 
+class LimitsSection(Section):
+    norm: Limit = ABSENT
+    examples: Positive | None = ABSENT
+
+
 class WhenSection(Section):
     hours: Hours = ABSENT
     days: Days = ABSENT
     command: Command = ABSENT
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "WhenSection":
+        if not self.model_fields_set:
+            raise refusal("should have hours, days or a command", "leave `when` out for a node that may always be used")
+        return self
 
 
 class ShareSection(Section):
@@ -120,6 +133,7 @@ class FederationSection(Section):
     task: TaskSection
     strategy: Strategy = ABSENT
     schedule: ScheduleSection = ABSENT
+    limits: LimitsSection = ABSENT
     share: ShareSection = ABSENT
     codec: OnlyNone = ABSENT
     privacy: OnlyNone = ABSENT

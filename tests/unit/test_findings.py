@@ -206,6 +206,14 @@ def test_an_endless_memory_of_a_gpu_ends_nothing():
     assert findings.accelerator(NODE, FACTS, {"gpus": [card]}).passed
 
 
+def test_whether_a_node_may_be_used_now_is_told_and_a_no_is_no_failure():
+    assert findings.when({"may": True, "why": "", "seconds": 0.0}).value == "may be used now"
+    no = findings.when({"may": False, "why": "on battery", "seconds": 0.0})
+    assert (no.passed, no.note) == (True, "not to be used now: on battery")
+    for answer in ({"error": "/opt/idle cannot be run"}, {}, {"may": False, "why": 7}):
+        assert not findings.when(answer).passed
+
+
 def test_a_failed_import_whose_cause_is_known_here_has_that_remedy():
     failed = {"present": True, "failure": "ModuleNotFoundError: No module named 'x'"}
     assert "requirements.txt" in findings.trial(failed).remedy

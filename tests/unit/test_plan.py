@@ -496,6 +496,18 @@ def test_nodes_whose_owners_do_not_want_them_used_now_are_waited_for_without_end
     assert keys(planned(story, quorum=1)) == ["open/1"], "where the others are enough it is not waited for"
 
 
+def test_a_node_whose_owner_names_no_time_is_asked_ever_more_rarely():
+    story, pauses = ready("alice", "bob"), []
+    for _ in range(20):
+        story.tell(NodeDeclined, node="bob", reason="on battery", seconds=0)
+        asked = story.now
+        while not planned(story):
+            story.now += timedelta(seconds=1)
+        pauses.append((story.now - asked).total_seconds())
+    assert pauses[0] <= 3
+    assert pauses[-1] >= 200
+
+
 def test_one_that_declines_in_a_round_is_waited_for_where_the_quorum_needs_it():
     story = opened("alice", "bob")
     story.trained(1, "alice")

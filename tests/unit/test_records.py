@@ -20,6 +20,9 @@ TASK = Task(
     trainer={"max_epochs": 2},
     models={"base": BLOB},
     threads=2,
+    seconds=540.0,
+    partial=True,
+    when={"hours": [[1200, 360]], "days": [0], "command": ["/opt/idle"]},
 )
 RESULT = Result(
     key=KEY,
@@ -27,14 +30,18 @@ RESULT = Result(
     metrics={"loss": 0.5},
     scores={"global": Score(examples=10, metrics={"acc": 1.0})},
     update=BLOB,
+    steps=12,
+    partial=True,
     seconds=1.5,
     accelerator="cpu",
     error="RuntimeError: out of memory",
     detail="Traceback\n\tx",
     retryable=True,
+    ask_again_s=60.0,
 )
 PROGRESS = Progress(key=KEY, phase="training", epoch=1, epochs=2, step=3, steps=4, metrics={"loss": 0.5})
-RECORDS = [BLOB, TASK, RESULT, RESULT.scores["global"], PROGRESS, Result(key=KEY)]
+BARE = Task(key=KEY, seed=1, model="", model_args={}, data="", data_args={}, trainer={})
+RECORDS = [BLOB, TASK, RESULT, RESULT.scores["global"], PROGRESS, BARE, Result(key=KEY)]
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -111,6 +118,9 @@ def changed(record, **fields):
         (Result, changed(RESULT, detail="x" * 20001)),
         (Result, changed(RESULT, detail=None)),
         (Result, changed(RESULT, seconds=math.nan)),
+        (Result, changed(RESULT, steps=-1)),
+        (Result, changed(RESULT, partial=None)),
+        (Result, changed(RESULT, ask_again_s=math.inf)),
         (Result, changed(RESULT, scores=[])),
         (Result, changed(RESULT, update={"digest": "x", "size": 1})),
         (Progress, changed(PROGRESS, phase="sleeping")),
@@ -121,6 +131,9 @@ def changed(record, **fields):
         (Task, changed(TASK, key=None)),
         (Task, changed(TASK, seed="7")),
         (Task, changed(TASK, trainer=None)),
+        (Task, changed(TASK, seconds="540")),
+        (Task, changed(TASK, partial=1)),
+        (Task, changed(TASK, when=None)),
     ],
 )
 def test_another_type_or_bound_is_refused(kind, value):

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedctl.errors import ConfigError, FedctlError, UsageError
-from fedctl.federation import Federation, Monitor, Named, Node, Schedule
+from fedctl.federation import Federation, Monitor, Named, Node, Schedule, When
 from fedctl.topology import load, parse
 from fedctl.topology.schema import Section
 
@@ -133,10 +133,49 @@ def test_trainer_arguments_pass_and_one_epoch_is_the_default(read, line, trainer
         ("schedule: {deadline: 45}", Schedule(deadline_s=45)),
         ("schedule: {deadline: 0.5}", Schedule(deadline_s=0.5)),
         ("schedule: {deadline: null}", Schedule(deadline_s=None)),
+        ("schedule: {deadline: 30m, partial: true}", Schedule(deadline_s=1800, partial=True)),
+        ("schedule: {patience: 1h}", Schedule(patience_s=3600)),
+        ("schedule: {patience: null}", Schedule(patience_s=None)),
+        ("schedule: {overprovision: 1}", Schedule(overprovision=1.0)),
     ],
 )
 def test_schedules(read, line, schedule):
     assert read(with_top(line)).schedule == schedule
+
+
+@pytest.mark.parametrize(("written", "factor"), [("1.3", 1.3), ("2", 2.0), ("10", 10.0)])
+def test_more_nodes_than_the_cohort_may_be_asked(read, written, factor):
+    text = with_nodes("{name: a}", "{name: b}", f"{{name: c}}\nschedule: {{cohort: 2, overprovision: {written}}}")
+    assert read(text).schedule == Schedule(cohort=2, overprovision=factor)
+
+
+@pytest.mark.parametrize(
+    ("written", "when"),
+    [
+        ('{hours: "20:00-06:00"}', When(hours=((1200, 360),))),
+        ('{hours: ["0:00-6:30", "22:15-24:00"]}', When(hours=((0, 390), (1335, 1440)))),
+        ("{days: sat}", When(days=(5,))),
+        ("{days: mon-fri}", When(days=(0, 1, 2, 3, 4))),
+        ("{days: fri-mon}", When(days=(0, 4, 5, 6))),
+        ("{days: [sun, wed, tue-thu]}", When(days=(1, 2, 3, 6))),
+        ("{command: /opt/idle}", When(command=("/opt/idle",))),
+        ("{command: [~/bin/idle, --load, '2']}", When(command=("~/bin/idle", "--load", "2"))),
+        ('{days: sun, hours: "1:00-2:00", command: /x}', When(days=(6,), hours=((60, 120),), command=("/x",))),
+        ("null", None),
+    ],
+)
+def test_when_a_node_may_be_used(read, written, when):
+    assert read(with_nodes(f"{{name: a, when: {written}}}")).nodes[0].when == when
+
+
+def test_a_node_may_always_be_used_though_the_others_have_hours(read):
+    text = with_nodes("{name: a}", '{name: b, when: null}\ndefaults: {when: {hours: "20:00-06:00"}}')
+    assert [node.when for node in read(text).nodes] == [When(hours=((1200, 360),)), None]
+
+
+def test_windows_are_a_reason_for_partial_work_too(read):
+    text = with_nodes("{name: a, when: {days: sun}}\nschedule: {partial: true}")
+    assert read(text).schedule.partial
 
 
 def test_a_share_stays_a_share_and_a_number_a_number(read):
@@ -283,6 +322,9 @@ def test_rounds(assert_error, value, message, hint):
     assert_error(with_top(f"rounds: {value}"), f"fed.yaml:7: rounds: {message}", hint=hint)
 
 
+HOURS = "should be a span of hours or a list of them"
+HOURS_HINT = 'such as "20:00-06:00", in quotes, by the node\'s own clock'
+DAYS_HINT = "such as mon-fri, or [sat, sun]"
 SHARE = "should be a share above 0 and up to 1.0, or a number of nodes from 1, not"
 NAME = "should be at most 64 letters, digits, dots, `_` or `-`, beginning with a letter or a digit, without `..`"
 
@@ -317,6 +359,17 @@ NAME = "should be at most 64 letters, digits, dots, `_` or `-`, beginning with a
         ("schedule: {deadline: 30m1h}", 'schedule/deadline: should be a duration above 0, not "30m1h"'),
         ('schedule: {deadline: ""}', 'schedule/deadline: should be a duration above 0, not ""'),
         ("schedule: {deadline: yes}", "schedule/deadline: should be a duration above 0, not true"),
+        (
+            "schedule: {partial: true}",
+            "schedule/partial: has no deadline by which a node could hand in what it has done",
+        ),
+        ("schedule: {partial: 1}", "schedule/partial: should be true or false, not 1"),
+        ("schedule: {patience: 0}", "schedule/patience: should be a duration above 0, not 0"),
+        ("schedule: {overprovision: 0.9}", "schedule/overprovision: should be a number from 1 to 10, not 0.9"),
+        ("schedule: {overprovision: 11}", "schedule/overprovision: should be a number from 1 to 10, not 11"),
+        ("schedule: {overprovision: on}", "schedule/overprovision: should be a number from 1 to 10, not true"),
+        ("schedule: {overprovision: 2}", "schedule/overprovision: asks more nodes than a cohort of all 1"),
+        ("defaults: {when: {}}", "defaults/when: should have hours, days or a command"),
         ("schedule: {attempts: 0}", "schedule/attempts: should be at least 1, not 0"),
         ("strategy: 3", "strategy: should be a name, or a mapping with a name and options, not 3"),
         ("strategy: {lr: 1}", "strategy: should have the name of a strategy, not empty"),
@@ -381,6 +434,34 @@ def test_names_that_yaml_does_not_read_as_text(assert_error, value, message, hin
         ("{name: a, devices: on}", "devices: should be auto or a whole number from 1, not true", None),
         ("{name: a, slots: 0}", "slots: should be at least 1, not 0", None),
         ("{name: a, threads: -1}", "threads: should be at least 0, not -1", None),
+        (
+            "{name: a, when: {}}",
+            "when: should have hours, days or a command",
+            "leave `when` out for a node that may always be used",
+        ),
+        ('{name: a, when: "20:00-06:00"}', 'when: should be a mapping, not "20:00-06:00"', None),
+        ("{name: a, when: {hour: 1}}", "when/hour: unknown key", "did you mean `hours`?"),
+        ("{name: a, when: {hours: 20:00}}", f"when/hours: {HOURS}, not 1200", HOURS_HINT),
+        ("{name: a, when: {hours: []}}", f"when/hours: {HOURS}, not a list", HOURS_HINT),
+        ("{name: a, when: {hours: evening}}", 'when/hours: should be a span of hours, not "evening"', HOURS_HINT),
+        ('{name: a, when: {hours: "6:00-6:00"}}', 'when/hours: should be a span of hours, not "6:00-6:00"', HOURS_HINT),
+        ('{name: a, when: {hours: "6:00-24:01"}}', None, HOURS_HINT),
+        ('{name: a, when: {hours: "24:00-6:00"}}', None, HOURS_HINT),
+        ('{name: a, when: {hours: ["1:00-2:00", "2:60-3:00"]}}', None, HOURS_HINT),
+        ("{name: a, when: {days: monday}}", 'when/days: should be days of the week, not "monday"', DAYS_HINT),
+        ("{name: a, when: {days: [mon, sat-]}}", 'when/days: should be days of the week, not "sat-"', DAYS_HINT),
+        ("{name: a, when: {days: 1}}", "when/days: should be a day, a span or a list of them, not 1", DAYS_HINT),
+        (
+            "{name: a, when: {command: []}}",
+            "when/command: should be a program on the node, or a list of it and its arguments, not a list",
+            "such as [/usr/local/bin/on-mains, --quiet]; no shell reads it",
+        ),
+        ("{name: a, when: {command: [/x, 2]}}", None, "such as [/usr/local/bin/on-mains, --quiet]; no shell reads it"),
+        (
+            "{name: a, when: {command: on-mains}}",
+            'when/command: should name the program by its path, not "on-mains"',
+            "such as /usr/local/bin/on-mains",
+        ),
         ("{name: a, data: [1]}", "data: should be a mapping, not a list", None),
         ("{name: a, count: 0}", "count: should be at least 1, not 0", None),
         (
@@ -563,7 +644,7 @@ def test_at_most_ten_problems_are_told(read):
 
 
 def test_an_unknown_key_near_none_lists_the_keys(assert_error):
-    hint = "the keys there are cohort, quorum, deadline and attempts"
+    hint = "the keys there are cohort, overprovision, quorum, deadline, partial, attempts and patience"
     assert_error(with_top("schedule: {zzz: 1}"), "fed.yaml:7: schedule/zzz: unknown key", hint=hint)
 
 
@@ -832,7 +913,7 @@ def test_the_example_and_the_page_have_every_key(section):
     example, page = (ROOT / "fed.yaml.example").read_text(), (ROOT / "docs" / "fed-yaml.md").read_text()
     for key in section.allowed():
         assert f"{key}:" in example
-        assert any(f"| `{prefix}{key}` |" in page for prefix in ("", "monitor.", "share.")), key
+        assert any(f"| `{prefix}{key}` |" in page for prefix in ("", "monitor.", "share.", "when.")), key
 
 
 def test_the_example_has_a_comment_for_every_key():
@@ -854,6 +935,8 @@ def test_the_errors_on_the_page_are_real(read):
         (with_top("strategy: {lr: 1}"),),
         (with_nodes(*(f"name: n{i}" for i in range(4))) + "\nschedule: {quorum: 5}",),
         (with_top("share: {except: [a]}"),),
+        (with_nodes("{name: a, when: {hours: evening}}"),),
+        (with_top("limits: {norm: 0}"),),
         (with_nodes("name: alice", "name: bob", "name: alice"),),
         (SMALLEST, "rouns=3"),
     ]

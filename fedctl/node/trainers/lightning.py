@@ -17,7 +17,8 @@ from typing import Any, Literal
 import torch
 
 from fedctl.codecs import build
-from fedctl.errors import ConfigError
+from fedctl.errors import ConfigError, Declined
+from fedctl.node.window import Window
 from fedctl.records import Progress, Result, Score, Task
 from fedctl.weights import Weights, save
 
@@ -27,16 +28,19 @@ Report = Callable[[Progress], None]
 
 
 def perform(task: Task, models: Mapping[str, Path], folder: Path, report: Report, threads: int) -> Result:
-    """Do one task of any kind; raises whatever the user's code raises."""
+    """Do one task of any kind; raises whatever the user's code raises, and Declined where the owner stops it."""
     torch.set_num_threads(threads)
+    window = Window(task)
+    if no := window.closed():
+        raise no
     report(Progress(key=task.key, phase="loading"))
     match task.key.kind:
         case "initialize":
             return _initialize(task, folder)
         case "train" | "alone":
-            return _train(task, models["base"], folder, report)
+            return _train(task, models["base"], folder, report, window)
         case "evaluate" | "compare":
-            return _evaluate(task, models, folder, report)
+            return _evaluate(task, models, folder, report, window)
 
 
 def _initialize(task: Task, folder: Path) -> Result:
@@ -55,18 +59,20 @@ def _initialize(task: Task, folder: Path) -> Result:
     return Result(key=task.key, update=save(folder / "update.safetensors", model.state_dict()))
 
 
-def _train(task: Task, base: Path, folder: Path, report: Report) -> Result:
+def _train(task: Task, base: Path, folder: Path, report: Report, window: Window) -> Result:
     """Train without Lightning's own validation, and with it where a scheduler or a callback waits for its metric."""
     try:
-        return _trained(task, base, folder, report, validates=False)
+        return _trained(task, base, folder, report, window, validates=False)
+    except Declined:
+        raise
     except Exception as error:
         if "not available" not in str(error):
             raise
-    return _trained(task, base, folder, report, validates=True)
+    return _trained(task, base, folder, report, window, validates=True)
 
 
-def _trained(task: Task, base: Path, folder: Path, report: Report, *, validates: bool) -> Result:
-    model, data, trainer, callback = _prepare(task, folder, report, "training", validates=validates)
+def _trained(task: Task, base: Path, folder: Path, report: Report, window: Window, *, validates: bool) -> Result:
+    model, data, trainer, callback = _prepare(task, folder, report, window, "training", validates=validates)
     model.load_state_dict(dict(build(task.codec).decode(Weights.open(base))))
     _seed(_flavour_of(model), task.seed)
     began = time.perf_counter()
@@ -88,6 +94,8 @@ def _trained(task: Task, base: Path, folder: Path, report: Report, *, validates:
         examples=callback.examples,
         metrics=_numbers(trainer.callback_metrics),
         update=update,
+        steps=trainer.global_step,
+        partial=callback.was_cut,
         seconds=seconds,
         accelerator=_accelerator(trainer),
     )
@@ -97,9 +105,9 @@ def _empty(task: Task) -> str:
     return f"{task.data} gives node {task.key.node} no training batch: its data is empty, or its batch size too large"
 
 
-def _evaluate(task: Task, models: Mapping[str, Path], folder: Path, report: Report) -> Result:
+def _evaluate(task: Task, models: Mapping[str, Path], folder: Path, report: Report, window: Window) -> Result:
     """Validate each of the models on this node's own validation data."""
-    model, data, trainer, callback = _prepare(task, folder, report, "evaluating")
+    model, data, trainer, callback = _prepare(task, folder, report, window, "evaluating")
     scores = {}
     seconds = 0.0
     for label, path in models.items():
@@ -115,7 +123,13 @@ def _evaluate(task: Task, models: Mapping[str, Path], folder: Path, report: Repo
 
 
 def _prepare(
-    task: Task, folder: Path, report: Report, phase: Literal["training", "evaluating"], *, validates: bool = True
+    task: Task,
+    folder: Path,
+    report: Report,
+    window: Window,
+    phase: Literal["training", "evaluating"],
+    *,
+    validates: bool = True,
 ) -> tuple[Any, ...]:
     """The model, the data module, a Trainer and fedctl's callback, all new."""
     model_class, data_class = _load(task.model), _load(task.data)
@@ -125,7 +139,7 @@ def _prepare(
     _seed(flavour, task.seed)
     model = model_class(**task.model_args)
     data = data_class(**task.data_args)
-    callback = _callback(lightning, task, report, phase)
+    callback = _callback(lightning, task, report, window, phase)
     options: dict[str, Any] = {
         "logger": False,
         "enable_checkpointing": False,
@@ -145,8 +159,10 @@ def _prepare(
     return model, data, trainer, callback
 
 
-def _callback(lightning: Any, task: Task, report: Report, phase: Literal["training", "evaluating"]) -> Any:
-    """A callback of the user's Lightning that counts examples and tells the progress."""
+def _callback(
+    lightning: Any, task: Task, report: Report, window: Window, phase: Literal["training", "evaluating"]
+) -> Any:
+    """A callback of the user's Lightning that counts examples, tells the progress, and ends what has to end early."""
     extract_batch_size = importlib.import_module(f"{lightning.__name__}.utilities.data").extract_batch_size
 
     def count(batch: Any) -> int:
@@ -161,6 +177,7 @@ def _callback(lightning: Any, task: Task, report: Report, phase: Literal["traini
         def __init__(self) -> None:
             self.examples = 0
             """Examples of one pass over the data: those of the first epoch."""
+            self.was_cut = False
 
         def on_train_batch_end(self, trainer: Any, _module: Any, _outputs: Any, batch: Any, index: int) -> None:
             if trainer.current_epoch == 0:
@@ -177,6 +194,13 @@ def _callback(lightning: Any, task: Task, report: Report, phase: Literal["traini
                     metrics=_numbers(trainer.callback_metrics),
                 )
             )
+            no = window.closed()
+            if no and not task.partial:
+                raise no
+            # Lightning ends by itself after its last batch; before the first step there is nothing to hand in.
+            if (no or window.is_over) and trainer.global_step and not _is_at_its_end(trainer):
+                self.was_cut = trainer.should_stop = True
+                trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = 0
 
         def on_validation_batch_end(
             self, _trainer: Any, _module: Any, _outputs: Any, batch: Any, index: int, _dataloader: int = 0
@@ -184,8 +208,16 @@ def _callback(lightning: Any, task: Task, report: Report, phase: Literal["traini
             if phase == "evaluating":
                 self.examples += count(batch)
                 report(Progress(key=task.key, phase=phase, step=index + 1))
+                if no := window.closed():
+                    raise no
 
     return Telemetry()
+
+
+def _is_at_its_end(trainer: Any) -> bool:
+    """Whether a training has come to its last batch; -1 stands for no limit."""
+    is_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+    return bool(trainer.global_step == trainer.max_steps or (trainer.is_last_batch and is_last_epoch))
 
 
 def _load(target: str) -> Any:

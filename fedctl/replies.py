@@ -1,0 +1,39 @@
+"""What an agent says of a task and of its machine, believed only as far as its form."""
+
+from dataclasses import replace
+
+from fedctl.errors import Declined, ProtocolError
+from fedctl.records import Progress, Result, TaskKey, printable
+
+
+def result_of(key: TaskKey, value: object) -> Result:
+    """A task's result; raises Declined where the node's owner stopped it, and ProtocolError for what is no result."""
+    try:
+        result = Result.from_json(value)
+    except ValueError as error:
+        raise ProtocolError(f"the node's result is not one: {error}") from error
+    if result.key != key:
+        raise ProtocolError(f"the node answered for {result.key}")
+    if result.ask_again_s is not None:
+        raise Declined(result.error or "its owner stopped the task", seconds=max(0.0, result.ask_again_s))
+    return result
+
+
+def progress_of(key: TaskKey, value: object) -> Progress:
+    """A task's progress; a node speaks for its own task only."""
+    try:
+        progress = Progress.from_json(value)
+    except ValueError:
+        return Progress(key=key, phase="waiting")
+    return replace(progress, key=key)
+
+
+def heed(answer: object) -> None:
+    """Raises Declined where an agent says that its machine may not be used now."""
+    match answer:
+        case {"may": True}:
+            return
+        case {"may": False, "why": str(why), "seconds": int(seconds) | float(seconds)} if 0 <= seconds < 1e9:
+            raise Declined(printable(why[:500]), seconds=float(seconds))
+        case _:
+            raise ProtocolError("the agent does not say whether its machine may be used")
