@@ -9,8 +9,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Literal
 
+from fedctl.activity import NodeStanding, node_standing
 from fedctl.events import Traffic
 from fedctl.federation import Monitor
 from fedctl.measures import (
@@ -27,44 +29,30 @@ from fedctl.measures import (
     newest_metrics,
     worst_node,
 )
-from fedctl.records import Blob, Kind, TaskKey
-from fedctl.state import Answer, Failed, NodeState, Received, RunState, Scored
+from fedctl.records import Blob, Progress
+from fedctl.state import RunState
+from fedctl.waiting import Straggler, Waiting, stragglers, waiting
 
 Standing = Literal["running", "held", "interrupted", "finished", "failed"]
-Activity = Literal[
-    "preparing", "waiting", "training", "evaluating", "alone", "comparing", "unreachable", "done", "failed", "lost"
-]
-
-_AT_WORK: Mapping[Kind, Activity] = {
-    "train": "training",
-    "evaluate": "evaluating",
-    "alone": "alone",
-    "compare": "comparing",
-    "initialize": "preparing",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeStanding:
-    """One node; its metrics are those of its training, and over them its newest scoring of the global model."""
+class OpenStanding:
+    """The open round: the updates of `wanted` of its nodes close it, and with fewer than `quorum` it cannot close."""
 
-    name: str
-    state: Activity
     round: int
-    attempt: int
-    metrics: Metrics
-    bytes: Traffic
-    error: str | None
-    examples: int
-    seconds: float
-    accelerator: str
+    nodes: tuple[str, ...]
+    updates: tuple[str, ...]
+    wanted: int
+    quorum: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundStanding:
     """A closed round, or the first model as round 0; `metrics` are its model's, scored by `evaluated` nodes.
 
-    They are `settled` once no node is waited for any more.
+    They are `settled` once no node is waited for any more. `partial` has the steps of those contributors that handed
+    in what they had done when their time was over.
     """
 
     round: int
@@ -74,6 +62,7 @@ class RoundStanding:
     bytes: Traffic
     evaluated: int
     settled: bool
+    partial: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +85,9 @@ class StatusReport:
     monitor: Monitor
     best: BestRound | None
     worst: WorstNode | None
+    open: OpenStanding | None
+    stragglers: tuple[Straggler, ...]
+    waiting: tuple[Waiting, ...]
     reason: str | None = None
     resume: str | None = None
 
@@ -105,9 +97,19 @@ class StatusReport:
         return value
 
 
-def report(state: RunState, *, alive: bool) -> StatusReport:
-    """Where a run stands; `alive` says whether a coordinator holds its lock."""
+def report(
+    state: RunState,
+    *,
+    alive: bool,
+    now: datetime | None = None,
+    progress: Mapping[str, Progress] = MappingProxyType({}),
+) -> StatusReport:
+    """Where a run stands; `alive` says whether a coordinator holds its lock.
+
+    What a running run waits for is as of `now` (UTC), or of its last event; `progress` may hold newest samples by task.
+    """
     standing = run_standing(state, alive=alive)
+    moment = (now or state.last_at) if standing == "running" else None
     return StatusReport(
         run=state.run,
         state=standing,
@@ -116,15 +118,18 @@ def report(state: RunState, *, alive: bool) -> StatusReport:
         model=state.model,
         metrics=newest_metrics(state),
         bytes=sum((node.bytes for node in state.nodes.values()), Traffic()),
-        nodes=tuple(_node(state, node) for node in state.nodes.values()),
+        nodes=tuple(node_standing(state, node, moment) for node in state.nodes.values()),
         history=_history(state),
         compare=comparisons(state),
         federation=state.federation,
         seed=state.seed,
-        seconds=elapsed(state),
+        seconds=elapsed(state, moment),
         monitor=monitor(state),
         best=best_round(state),
         worst=worst_node(state),
+        open=_open(state),
+        stragglers=stragglers(state, moment, progress) if moment else (),
+        waiting=waiting(state),
         reason=state.reason,
         resume=f"fedctl launch --resume {state.run}" if standing in ("held", "interrupted", "failed") else None,
     )
@@ -139,36 +144,21 @@ def run_standing(state: RunState, *, alive: bool) -> Standing:
             return ended
 
 
-def activity(state: RunState, node: NodeState, task: TaskKey | None) -> Activity:
-    """What a node is about, `task` being what it works on, if anything."""
-    ended = state.status in ("finished", "failed")
-    if node.status == "lost":
-        return "lost"
-    if task is not None and not ended:
-        return _AT_WORK[task.kind]
-    if node.status == "new":
-        return "waiting" if ended else "preparing"
-    return _answered(state, node.name)
-
-
 def elapsed(state: RunState, now: datetime | None = None) -> float:
     """Seconds from the start of the run to its end, or to `now`, or to its last event."""
     until = state.ended_at or now or state.last_at
     return max(0.0, (until - state.started_at).total_seconds()) if until and state.started_at else 0.0
 
 
-def _node(state: RunState, node: NodeState) -> NodeStanding:
-    return NodeStanding(
-        name=node.name,
-        state=activity(state, node, node.task),
-        round=node.round,
-        attempt=node.attempt,
-        metrics={**node.metrics, **(node.score.metrics if node.score else {})},
-        bytes=node.bytes,
-        error=node.error,
-        examples=node.examples,
-        seconds=node.seconds,
-        accelerator=node.accelerator,
+def _open(state: RunState) -> OpenStanding | None:
+    if state.open is None:
+        return None
+    return OpenStanding(
+        round=state.open.number,
+        nodes=state.open.nodes,
+        updates=tuple(state.open.updates),
+        wanted=state.open.wanted,
+        quorum=state.open.quorum,
     )
 
 
@@ -183,6 +173,7 @@ def _history(state: RunState) -> tuple[RoundStanding, ...]:
             bytes=Traffic(),
             evaluated=len(first),
             settled=is_settled(state, 0),
+            partial={},
         )
     ]
     for closed in state.history:
@@ -196,32 +187,10 @@ def _history(state: RunState) -> tuple[RoundStanding, ...]:
                 bytes=closed.bytes,
                 evaluated=len(scores),
                 settled=is_settled(state, closed.number),
+                partial=closed.partial,
             )
         )
     return tuple(rows if first else rows[1:])
-
-
-def _answered(state: RunState, name: str) -> Activity:
-    """Where a ready node without a task stands, by its last answer that still counts."""
-    if state.open is not None:
-        return _outcome(state.open.answers.get(name))
-    if name in state.compared:
-        return _outcome(state.compared[name])
-    if isinstance(state.alone.get(name), Failed):
-        return "failed"
-    if state.status in ("finished", "failed") and state.history:
-        return "failed" if name in state.history[-1].failed else "done"
-    return "waiting"
-
-
-def _outcome(answer: Answer | None) -> Activity:
-    match answer:
-        case None:
-            return "waiting"
-        case Failed():
-            return "failed"
-        case Received() | Scored():
-            return "done"
 
 
 def _to_json(value: Any) -> Any:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fedctl.operations.findings import Finding
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "REACH": ("reach", "name", "network", "host key", "login", "agent", "forced command"),
+    "REACH": ("reach", "name", "network", "host key", "login", "agent", "forced command", "when"),
     "PYTHON": ("python", "packages"),
     "DISK": ("disk",),
     "MEMORY": ("memory",),
@@ -62,7 +62,8 @@ def checked(found: "Checked", *, as_json: bool) -> None:
         note(f"{_named(names)}: {said}")
     failed = sum(1 for findings in found.nodes.values() if not all(one.passed for one in findings))
     every = len(found.nodes)
-    note(f"{failed} of {counted(every, 'node')} cannot train yet" if failed else f"{counted(every, 'node')} ready")
+    said = f"{failed} of {counted(every, 'node')} cannot train yet" if failed else f"{counted(every, 'node')} ready"
+    note(said if found.code.passed else f"{said}; your code cannot be used yet")
 
 
 def ask(unknown: Sequence["Unknown"], *, yes: bool) -> bool:

@@ -22,8 +22,10 @@ from fedctl.views.nodes import Row, node_lines, node_rows
 from fedctl.views.sentence import sentence, stamp
 from fedctl.views.standing import LOOKS, WIDEST, outcome_lines, title
 from fedctl.views.text import clock, roughly
+from fedctl.views.waits import waiting_lines
 
 _ENDLESS = 1_000_000
+_LEAST_TABLE = 4
 
 
 def dashboard(
@@ -42,11 +44,11 @@ def dashboard(
     ready.
     """
     moment = now if alive else state.last_at or now
-    known = report(state, alive=alive)
+    known = report(state, alive=alive, now=now, progress=progress)
     picture = _Picture(
         state=state,
         known=known,
-        rows=node_rows(state, known.nodes, progress if alive else {}, moment, preparing or {}),
+        rows=node_rows(state, known, progress if alive else {}, moment, preparing or {}),
         recent=recent,
         moment=moment,
         height=_ENDLESS if height is None else height,
@@ -69,10 +71,12 @@ class _Picture:
         head = self._header(width)
         foot = parted(outcome_lines(self.known, width))
         room = self.height - len(head) - len(foot)
+        waits = waiting_lines(self.known, width)[: max(0, room - _LEAST_TABLE)]
+        room -= len(waits)
         below = self._below(width, room)
         tick = self.moment.timestamp() if self.known.state == "running" else None
         table = node_lines(self.rows, self.state.metric, width, max(2, room - len(below)), tick=tick)
-        return [*head, *table, *below, *foot][: self.height]
+        return [*head, *table, *waits, *below, *foot][: self.height]
 
     def _header(self, width: int) -> list[Text]:
         sign, style = LOOKS[self.known.state]
@@ -95,7 +99,7 @@ class _Picture:
         """Which round it is, and how much of all rounds is done."""
         state, opened = self.state, self.state.open
         if opened is not None:
-            within = len(opened.updates) / max(1, len(opened.nodes))
+            within = min(1.0, len(opened.updates) / max(1, opened.wanted))
             return f"round {opened.number} of {state.rounds}", (state.round + within) / max(1, state.rounds)
         done = f"{state.round} of {state.rounds} rounds"
         if self.known.state == "running" and any(row.node.state in ("alone", "comparing") for row in self.rows):
@@ -120,11 +124,11 @@ class _Picture:
     def _choices(self, width: int, room: int) -> list[tuple[int, int, int]]:
         """Heights of the curve and of what follows it, from rich to poor, each with the least left to the nodes."""
         table = len(self.rows) + 1
-        fair = min(table, room // 2)
+        fair, least = min(table, room // 2), min(table, _LEAST_TABLE)
         if self.known.state == "finished" and self.known.compare:
             full = len(comparison_lines(self.known, width))
-            return [(8, full, table), (6, full, table), (2, full, table), (2, room // 2, 4), (1, 8, 3), (1, 0, 2)]
-        return [(8, 5, table), (6, 5, table), (2, 5, fair), (2, 3, fair), (2, 1, fair), (1, 1, 3), (1, 0, 2)]
+            return [(8, full, table), (6, full, table), (2, full, table), (2, room // 2, 4), (1, 8, 3), (1, 0, least)]
+        return [(8, 5, table), (6, 5, table), (2, 5, fair), (2, 3, fair), (2, 1, fair), (1, 1, 3), (1, 0, least)]
 
     def _tail(self, width: int, height: int) -> list[Text]:
         if self.known.state == "finished":

@@ -13,6 +13,7 @@ from fedctl.state import RunState
 from fedctl.telemetry import Preparing, Telemetry
 from fedctl.views.sentence import sentence, stamp
 from fedctl.views.text import plain
+from fedctl.waiting import is_under_way
 
 REST_S = 10.0
 """How long nothing more is said of how a node is made ready, which pip tells in hundreds of lines."""
@@ -30,10 +31,12 @@ class LinesSink:
     def __init__(self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream: TextIO | None = stream or sys.stdout
         self._clock = clock
+        self._state = RunState()
         self._unreachable: set[str] = set()
         self._said: dict[str, tuple[float, str]] = {}
 
     def event(self, event: Event, state: RunState) -> None:
+        self._state = state
         if isinstance(event, TaskStarted | UpdateReceived | ModelEvaluated):
             self._reach(event.task.node)
         self._write(f"{stamp(event)} {sentence(event, state)}\n")
@@ -41,7 +44,11 @@ class LinesSink:
     def progress(self, progress: Telemetry) -> None:
         match progress:
             case Preparing(node=node, text=text):
-                self._prepare(node, text)
+                known = self._state.nodes.get(node)
+                if known is None or known.status != "ready":  # of one that is, it is an old note, read by a watcher
+                    self._prepare(node, text)
+            case Progress(key=key) if not is_under_way(self._state, key):
+                pass
             case Progress(key=key, phase="unreachable") if key.node not in self._unreachable:
                 self._unreachable.add(key.node)
                 self._say(f"{key.node} is unreachable; what it does goes on there")

@@ -7,12 +7,15 @@ from datetime import datetime
 
 from rich.text import Text
 
+from fedctl.activity import Activity, NodeStanding, activity, at_work
 from fedctl.measures import Metrics
-from fedctl.records import Progress, TaskKey
-from fedctl.report import Activity, NodeStanding, activity
-from fedctl.state import Failed, RunState
+from fedctl.records import Progress
+from fedctl.report import StatusReport
+from fedctl.state import RunState
 from fedctl.views.canvas import GAP, Column, bar, cell, cut, fitting, row, titles, total
 from fedctl.views.text import clock, duration, figure, plain, size
+from fedctl.views.waits import again
+from fedctl.waiting import is_under_way
 
 _LOOKS: Mapping[Activity, tuple[str, str]] = {
     "preparing": ("", "yellow"),
@@ -22,14 +25,18 @@ _LOOKS: Mapping[Activity, tuple[str, str]] = {
     "alone": ("", "magenta"),
     "comparing": ("", "blue"),
     "unreachable": ("○", "yellow"),
+    "unknown": ("?", "yellow"),
     "done": ("✓", "green"),
     "failed": ("✗", "red"),
     "lost": ("✗", "red"),
+    "away": ("○", "yellow"),
 }
 """A sign and a colour for each activity; those without a sign of their own are busy and spin."""
+_LATE = ("!", "yellow")
+"""The sign of a straggler that is busy."""
 
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
-_RANKS: Mapping[Activity, int] = {"failed": 0, "lost": 0, "unreachable": 0, "waiting": 2, "done": 3}
+_RANKS: Mapping[Activity, int] = {"failed": 0, "lost": 0, "unreachable": 0, "waiting": 2, "away": 2, "done": 3}
 _STATE_WIDTH = 10
 _LABEL_WIDTH = 4
 _BAR_WIDTH = 7
@@ -39,18 +46,19 @@ _BAR_WIDTH = 7
 class Row:
     """One node at one moment: where it stands, its telemetry, and the seconds it has spent on its task.
 
-    `preparing` is what was said last of how it is made ready.
+    `preparing` is what was said last of how it is made ready; `late` marks a straggler.
     """
 
     node: NodeStanding
     progress: Progress | None
     seconds: float | None
     preparing: str = ""
+    late: bool = False
 
 
 def node_rows(
     state: RunState,
-    standings: Sequence[NodeStanding],
+    known: StatusReport,
     progress: Mapping[str, Progress],
     now: datetime,
     preparing: Mapping[str, str],
@@ -58,10 +66,11 @@ def node_rows(
     """All nodes as they are at a moment, in their own order; telemetry says more than the journal."""
     live: dict[str, list[Progress]] = {}
     for sample in progress.values():
-        if _is_open(state, sample.key):
+        if is_under_way(state, sample.key):
             live.setdefault(sample.key.node, []).append(sample)
-    rows = [_node_row(state, standing, live.get(standing.name, ()), now) for standing in standings]
-    return [replace(row, preparing=preparing.get(row.node.name, "")) for row in rows]
+    late = {one.node for one in known.stragglers}
+    rows = [_node_row(state, known, standing, live.get(standing.name, ()), now) for standing in known.nodes]
+    return [replace(row, preparing=preparing.get(row.node.name, ""), late=row.node.name in late) for row in rows]
 
 
 def node_lines(
@@ -88,13 +97,15 @@ def node_lines(
     return lines
 
 
-def _node_row(state: RunState, standing: NodeStanding, samples: Sequence[Progress], now: datetime) -> Row:
+def _node_row(
+    state: RunState, known: StatusReport, standing: NodeStanding, samples: Sequence[Progress], now: datetime
+) -> Row:
     node = state.nodes[standing.name]
-    known = [sample for sample in samples if sample.phase != "waiting" or node.task in (None, sample.key)]
-    best = max(known, key=lambda sample: (sample.phase != "waiting", sample.key == node.task), default=None)
-    task = best.key if best else node.task
-    doing = activity(state, node, task)
-    if doing in ("done", "failed", "lost", "waiting"):
+    told = [sample for sample in samples if sample.phase != "waiting" or node.task in (None, sample.key)]
+    best = max(told, key=lambda sample: (sample.phase != "waiting", sample.key == node.task), default=None)
+    task = best.key if best else at_work(state, node)
+    doing = activity(state, node, task, running=known.state == "running")
+    if doing in ("done", "failed", "lost", "away", "unknown", "waiting"):
         return Row(node=standing, progress=None, seconds=None)
     since = node.since if task == node.task else None
     if best and best.phase == "unreachable":
@@ -106,19 +117,11 @@ def _node_row(state: RunState, standing: NodeStanding, samples: Sequence[Progres
     )
 
 
-def _is_open(state: RunState, key: TaskKey) -> bool:
-    """Telemetry counts only while its task has had no answer and its round is the newest."""
-    if key.kind in ("train", "evaluate") and key.round != (state.round + 1 if key.kind == "train" else state.round):
-        return False
-    known = state.answers(key.kind, key.round).get(key.node)
-    return known is None or (isinstance(known, Failed) and known.attempt < key.attempt)
-
-
 def _chosen(rows: Sequence[Row], height: int | None) -> tuple[list[Row], list[Row]]:
     """The rows to show and the rest; all in their own order where they fit below the titles."""
     if height is None or len(rows) + 1 <= height:
         return list(rows), []
-    ranked = sorted(rows, key=lambda one: _RANKS.get(one.node.state, 1))
+    ranked = sorted(rows, key=lambda one: 0 if one.late else _RANKS.get(one.node.state, 1))
     room = max(0, height - 2)
     return ranked[:room], ranked[room:]
 
@@ -158,7 +161,9 @@ def _stretched(columns: Sequence[Column], width: int) -> list[Column]:
 
 def _line(one: Row, columns: Sequence[Column], metric: str, width: int, tick: float | None) -> Text:
     sign, style = _LOOKS[one.node.state]
-    if not sign:
+    if one.late and not sign:
+        sign, style = _LATE
+    elif not sign:
         sign = "●" if tick is None else _SPINNER[int(tick * 10) % len(_SPINNER)]
     head = {"name": Text(one.node.name), "state": Text(one.node.state, style)}
     if told := _told(one, style):
@@ -184,8 +189,10 @@ def _told(one: Row, style: str) -> Text:
     match one.node.state:
         case "failed":
             return Text(f"attempt {one.node.attempt}: {reason}", style)
-        case "lost":
-            return Text(reason, style)
+        case "lost" if one.node.again_s is not None and not one.node.awaited:
+            return Text(f"{reason}; not waited for, {again(one.node)}", style)
+        case "lost" | "away":
+            return Text("; ".join(filter(None, (reason, again(one.node)))), style)
         case "preparing":
             return Text(plain(one.preparing), "dim")
         case _:
@@ -195,7 +202,8 @@ def _told(one: Row, style: str) -> Text:
 def _progress(one: Row, width: int, style: str) -> Text:
     length = width - 1 - _LABEL_WIDTH
     if one.node.state == "done":
-        return bar(1.0, length, style)
+        steps = one.node.partial_steps
+        return bar(1.0, length, style) if steps is None else cut(Text(f"{steps:,} steps", "dim"), width)
     sample = one.progress
     if sample is None:
         return Text()

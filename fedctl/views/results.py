@@ -4,6 +4,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +130,7 @@ def detached(going: "Detached", *, as_json: bool) -> None:
 
 def status(state: RunState, *, alive: bool, words: Path, as_json: bool) -> None:
     """Where a run stands; `words` is where a detached coordinator put its last ones."""
-    found = report(state, alive=alive)
+    found = report(state, alive=alive, now=datetime.now(UTC))
     if as_json:
         show_json(found.to_json())
         return

@@ -6,16 +6,19 @@ from fedctl.events import (
     Event,
     ModelEvaluated,
     ModelInitialized,
+    NodeDeclined,
     NodeLost,
     NodeReady,
     RoundAggregated,
     RoundHeld,
     RoundOpened,
+    RoundWidened,
     RunFailed,
     RunFinished,
     RunStarted,
     TaskFailed,
     TaskStarted,
+    UpdateLost,
     UpdateReceived,
 )
 from fedctl.measures import newest_metrics
@@ -47,11 +50,15 @@ def _sentence(event: Event, state: RunState) -> str:
         case NodeReady():
             return f"{event.node} is ready"
         case NodeLost():
-            return f"{event.node} is lost: {event.reason}"
+            return f"{event.node} is lost: {event.reason}" + ("; it is looked for again" if event.passing else "")
+        case NodeDeclined():
+            return f"{event.node} is not to be used now: {event.reason}"
         case ModelInitialized():
             return f"the first model is built ({size(event.model.size)})"
         case RoundOpened():
             return f"round {event.round} opened with {counted(len(event.nodes), 'node')}"
+        case RoundWidened():
+            return f"round {event.round} asks more nodes: {', '.join(event.nodes)}"
         case TaskStarted():
             return f"{_subject(event.task)} started {_doing(event.task)}{_again(event.task)}"
         case TaskFailed():
@@ -59,6 +66,8 @@ def _sentence(event: Event, state: RunState) -> str:
             return f"{_subject(event.task)} failed{what} (attempt {event.task.attempt}): {event.reason}"
         case UpdateReceived():
             return f"{_subject(event.task)} {_update(event, state)}"
+        case UpdateLost():
+            return f"{_subject(event.task)} is asked for its update again: {event.reason}"
         case ModelEvaluated():
             return f"{_subject(event.task)} {_scores(event, state)}"
         case RoundHeld():
@@ -109,6 +118,8 @@ def _again(task: TaskKey) -> str:
 
 def _update(event: UpdateReceived, state: RunState) -> str:
     what = "has trained alone" if event.task.kind == "alone" else f"sent its update of {size(event.update.size)}"
+    if event.partial:
+        what = f"handed in {counted(event.steps, 'step')} of its training"
     facts = [counted(event.examples, "example"), duration(event.seconds)]
     if state.metric in event.metrics:
         facts.append(f"{state.metric} {figure(state.metric, event.metrics[state.metric])}")

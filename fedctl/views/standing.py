@@ -8,7 +8,8 @@ from fedctl.report import Standing, StatusReport
 from fedctl.views.canvas import cut, folded, parted, spread
 from fedctl.views.closing import comparison_lines, curve_lines
 from fedctl.views.nodes import Row, node_lines
-from fedctl.views.text import clock, plain, size
+from fedctl.views.text import clock, listed, plain, size
+from fedctl.views.waits import waiting_lines
 
 WIDEST = 120
 LOOKS: Mapping[Standing, tuple[str, str]] = {
@@ -25,12 +26,14 @@ def status_lines(status: StatusReport, width: int) -> list[Text]:
     width = min(width, WIDEST)
     sign, style = LOOKS[status.state]
     facts = [clock(status.seconds), f"↑ {size(status.bytes.sent)}", f"↓ {size(status.bytes.received)}"]
-    rows = [Row(node=node, progress=None, seconds=None) for node in status.nodes]
+    late = {one.node for one in status.stragglers}
+    rows = [Row(node=node, progress=None, seconds=None, late=node.name in late) for node in status.nodes]
     return [
         spread(title(status), Text(f"{sign} {status.state}", style), width),
         spread(Text(f"{status.round} of {status.rounds} rounds"), Text(" · ".join(facts), "dim"), width),
         Text(),
         *node_lines(rows, status.monitor.metric, width, bars=False),
+        *waiting_lines(status, width),
         *parted(curve_lines(status, width, 2), comparison_lines(status, width), outcome_lines(status, width)),
     ]
 
@@ -46,6 +49,9 @@ def outcome_lines(status: StatusReport, width: int) -> list[Text]:
     failed = [node.name for node in status.nodes if node.state == "failed"]
     if failed and status.state != "running":
         lines.append(Text.assemble("why: ", (f"fedctl logs {plain(failed[0])} --run {status.run}", "bold")))
+    left = [plain(node.name) for node in status.nodes if node.state == "unknown"]
+    if left:
+        lines += folded(Text(f"at work when the coordinator left, and perhaps still: {listed(left, 3)}", "dim"), width)
     if status.state == "held":
         lines.append(Text.assemble("to go on: ", (f"fedctl aggregate {status.run} --commit", "bold")))
     elif status.resume:

@@ -1,7 +1,6 @@
 """What federating bought beside training alone, in plain words and without kindness."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -9,7 +8,7 @@ from rich.text import Text
 
 from fedctl.federation import Monitor
 from fedctl.report import StatusReport
-from fedctl.views.text import change, counted, figure
+from fedctl.views.text import change, figure, listed
 
 _NAMED = 3
 
@@ -70,7 +69,7 @@ def verdict(report: StatusReport) -> list[Text]:
     lines = [_bought(mean), Text(f"worst node alone: {worst.node} {_step(worst)}")]
     better_alone = [pair.node for pair in pairs(report, own=True).values() if pair.gain < 0]
     if better_alone:
-        lines.append(Text(f"better alone on its own data: {_listed(better_alone)}", "yellow"))
+        lines.append(Text(f"better alone on its own data: {listed(better_alone, _NAMED)}", "yellow"))
     return lines
 
 
@@ -87,8 +86,3 @@ def _bought(mean: Pair) -> Text:
 def _step(pair: Pair) -> str:
     metric = pair.monitor.metric
     return f"{figure(metric, pair.alone)} → {figure(metric, pair.federated)}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    rest = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {counted(rest, 'other')}" if rest > 0 else "")

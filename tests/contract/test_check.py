@@ -283,6 +283,13 @@ def test_a_hundred_nodes_take_a_few_lines(shown, width):
     assert err.count("hospital-007, hospital-008: network: no answer\n  switch it on\n") == 1
 
 
+def test_nodes_are_not_called_ready_without_a_word_of_code_that_failed(shown):
+    code = Finding(name="code", passed=False, value="model.py:3: NameError: nn", remedy="mend it")
+    good = (Finding(name="network", passed=True, value=""),)
+    _, err = shown(Checked(federation="toy", code=code, nodes={"alice": good, "bob": good}))
+    assert err.splitlines()[-1] == "2 nodes ready; your code cannot be used yet"
+
+
 def test_a_node_cannot_drive_the_terminal(shown):
     bad = (Finding(name="agent", passed=False, value="\x1b[2Jfine\nalice: all is well", remedy="x"),)
     _, err = shown(Checked(federation="toy", code=Finding(name="code", passed=True, value=""), nodes={"bob": bad}))

@@ -30,7 +30,9 @@ NAMES = ("alice", "bob", "carol", "dave", "erin")
 class Story:
     """A run of `nodes` told step by step; every event comes a second after the last one."""
 
-    def __init__(self, *nodes: str, rounds: int = 10, compare: bool = False, metric="val_acc", mode="max") -> None:
+    def __init__(
+        self, *nodes: str, rounds: int = 10, compare: bool = False, metric="val_acc", mode="max", **more: Any
+    ) -> None:
         self.nodes = nodes or NAMES[:3]
         self.rounds = rounds
         self.metric = metric
@@ -40,7 +42,7 @@ class Story:
         self.state = RunState()
         self.progress: dict[str, Progress] = {}
         self.now = START
-        self._started()
+        self._started(**more)
 
     def tell(self, kind: type[Event], *, after: float = 1.0, **fields: Any) -> None:
         self.now += timedelta(seconds=after)
@@ -78,8 +80,8 @@ class Story:
         self.tell(TaskStarted, task=TaskKey(round=0, node=COORDINATOR, kind="initialize"))
         self.tell(ModelInitialized, after=3, model=blob("0"))
 
-    def opened(self, round: int) -> None:
-        self.tell(RoundOpened, after=0.2, round=round, nodes=self.nodes)
+    def opened(self, round: int, **more: Any) -> None:
+        self.tell(RoundOpened, after=0.2, round=round, nodes=self.nodes, **more)
 
     def started(self, round: int, name: str, kind: Kind = "train", attempt: int = 1) -> None:
         self.tell(TaskStarted, after=0.3, task=TaskKey(round=round, node=name, kind=kind, attempt=attempt))

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from fedctl.errors import ConfigError
-from fedctl.events import EVENTS, RoundHeld, RunFailed
+from fedctl.events import EVENTS, NodeDeclined, RoundHeld, RoundWidened, RunFailed, UpdateLost
 from fedctl.records import Progress, TaskKey
 from fedctl.report import report
 from fedctl.state import RunState, apply
@@ -156,6 +156,95 @@ def test_a_node_out_of_reach_says_so_until_its_task_is_heard_of_again():
     assert re.search(r"carol +training .* 50%", drawn(story))
 
 
+def test_a_straggler_is_marked_and_named_with_what_keeps_it():
+    story = mid_round("alice", "bob", "carol", "dave")
+    story.trained(4, "carol")
+    assert "waiting for" not in drawn(mid_round())
+    story.now += timedelta(seconds=30)
+    lines = drawn(story, 80, 24).splitlines()
+    assert lines[7].startswith("! dave   training    ━━━")
+    assert lines[8] == "waiting for dave (compute, 8.1x the median of 4s)"
+
+
+def test_of_many_stragglers_a_few_are_named_and_their_rows_come_first():
+    story = mid_round(*SITES)
+    for name in SITES[4:]:
+        story.started(4, name)
+    for name in SITES[4:40]:
+        story.trained(4, name, after=0.1)
+    story.now += timedelta(seconds=600)
+    lines = drawn(story, 80, 24).splitlines()
+    assert [line.split()[:2] for line in lines[4:7]] == [["✗", "site-01"], ["!", "site-02"], ["!", "site-03"]]
+    told = next(index for index, line in enumerate(lines) if line.startswith("waiting for"))
+    assert " ".join(lines[told : told + 2]).startswith(
+        "waiting for site-02 (compute), site-03 (compute), site-40 (compute) and 9 others: "
+    )
+
+
+def waiting_for_bob(**patience):
+    """Round 1 of three nodes: bob was lost in it, and the others have sent their updates."""
+    story = Story(**patience)
+    story.ready()
+    story.built()
+    story.opened(1, wanted=3, quorum=3)
+    for name in story.nodes:
+        story.started(1, name)
+    story.lost("bob")
+    story.trained(1, "alice")
+    story.trained(1, "carol", after=1.0, steps=120, partial=True)
+    story.now -= timedelta(seconds=2)
+    return story
+
+
+def test_a_round_that_waits_says_for_whom_and_how_long():
+    story = waiting_for_bob(patience_s=300.0)
+    story.now -= timedelta(seconds=2)
+    text = drawn(story, 120)
+    assert "✗ bob    lost        no route to host; looked for again in 1s\n" in text
+    assert (
+        "round 1 waits for bob: no route to host; looked for again in 1s, given up on in 4m 59s "
+        "(2 of 3 updates, 3 needed)\n"
+    ) in text
+    assert "given up" not in drawn(waiting_for_bob(), 120), "its patience has no end"
+
+
+def test_work_that_was_taken_in_part_is_shown_with_its_steps():
+    text = drawn(waiting_for_bob())
+    assert re.search(r"✓ carol +done +120 steps ", text)
+    assert "\ntaken in part: carol in 1 round (120 steps)\n" in text
+
+
+def test_a_node_that_was_never_here_is_not_waited_for():
+    story = preparing()
+    assert "permission denied (publickey) for fed@bob.example.org; not waited for, looked" in drawn(story, 120)
+    assert "permission denied (publickey) for fed@bob.example.org\n" in drawn(story, 120, alive=False)
+
+
+def test_a_node_whose_owner_says_not_now_tells_when_it_is_asked_again():
+    story = waiting_for_bob()
+    story.tell(NodeDeclined, node="bob", reason="outside its hours", seconds=2700)
+    text = drawn(story, 120)
+    assert "○ bob    away        outside its hours; asked again in 44m 58s\n" in text
+    assert "round 1 waits for bob: outside its hours; asked again in 44m 58s (2 of 3 updates, 3 needed)\n" in text
+
+
+def test_a_round_that_cannot_be_opened_names_the_nodes_it_waits_for():
+    story = Story("alice", "bob")
+    story.ready()
+    story.built()
+    for name in story.nodes:
+        story.tell(NodeDeclined, after=0, node=name, reason="it runs on battery", seconds=600)
+    assert "round 1 waits for alice, bob; asked again in 9m 58s\n" in drawn(story, 80)
+
+
+def test_a_run_tells_at_its_end_for_whom_it_has_waited():
+    story = finished("alice", "bob", "carol", "dave", compare=False)
+    assert "waited 40s in all for the slowest: dave 75% (compute), carol 25% (compute)\n" in drawn(story)
+    show.show_summary(story.state)
+    quick = finished("alice", compare=False)
+    assert "waited" not in drawn(quick)
+
+
 def test_a_node_that_is_made_ready_shows_what_was_said_last():
     story = preparing()
     said = {"carol": "Downloading torch-2.13.0-cp311 (187 MB)", "dave": "\x1b[2Junpacking", "alice": "of long ago"}
@@ -205,9 +294,10 @@ def test_telemetry_of_a_task_that_is_over_is_not_shown():
 def test_an_interrupted_run_stands_still_and_says_how_to_resume():
     text = drawn(mid_round(), alive=False)
     assert "■ interrupted" in text
-    assert "left" not in text
+    assert "about" not in text, "nobody knows how long it will take"
+    assert "at work when the coordinator left, and perhaps still: carol, dave" in text
     assert text.splitlines()[-1] == "to resume: fedctl launch --resume digits-20261122-023000"
-    assert re.search(r"carol +training +0.300", text)
+    assert re.search(r"\? carol +unknown +0.300", text)
 
 
 def test_a_failed_run_gives_its_whole_reason():
@@ -281,6 +371,9 @@ def test_the_verdict_is_honest(mode, alone, federated, words):
 def test_every_kind_of_event_has_a_sentence():
     story = mid_round()
     story.lost("erin")
+    story.tell(NodeDeclined, node="dave", reason="outside its hours", seconds=60)
+    story.tell(RoundWidened, round=4, nodes=("erin",))
+    story.tell(UpdateLost, task=TaskKey(round=4, node="alice"), reason="it is gone from the disk")
     story.tell(RoundHeld, round=4)
     story.tell(RunFailed, reason="no node is left")
     events = [*finished().events, *story.events]
@@ -323,7 +416,7 @@ def test_the_lines_of_a_run():
     assert lines_of(story) == [
         "02:30:00 run digits-20261122-023000 started: 2 nodes, 1 round",
         "02:30:00 alice is ready",
-        "02:30:01 bob is lost: no route to host",
+        "02:30:01 bob is lost: no route to host; it is looked for again",
         "02:30:02 coordinator started building the first model",
         "02:30:05 the first model is built (1.2 MB)",
         "02:30:05 round 0: alice scored the model: val_acc 0.1000",
@@ -435,14 +528,15 @@ def test_a_watcher_that_leaves_says_that_the_run_goes_on(capsys, tmp_path):
 
 def test_lines_tell_once_that_a_node_is_out_of_reach_and_once_that_it_is_back():
     stream, key, away = io.StringIO(), TaskKey(round=4, node="carol"), TaskKey(round=4, node="erin")
-    sink = LinesSink(stream)
+    sink, story = LinesSink(stream), mid_round()
+    sink.event(story.events[-1], story.state)
     for phase in ("training", "unreachable", "unreachable", "loading", "training"):
         sink.progress(Progress(key=key, phase=phase))
     sink.progress(Progress(key=away, phase="unreachable"))
-    story = mid_round()
+    sink.progress(Progress(key=TaskKey(round=2, node="alice"), phase="unreachable"))
     story.trained(4, "erin")
     sink.event(story.events[-1], story.state)
-    told = [line.partition(" ")[2] for line in stream.getvalue().splitlines()]
+    told = [line.partition(" ")[2] for line in stream.getvalue().splitlines()[1:]]
     assert told[:4] == [
         "carol is unreachable; what it does goes on there",
         "carol is back",
@@ -469,6 +563,15 @@ def test_lines_tell_now_and_then_how_a_node_is_made_ready():
     assert told[2].startswith("alice: Installing xxx")
     assert len(told[2]) <= 160
     assert told[3:] == ["alice: done"]
+
+
+def test_who_begins_to_watch_is_not_told_how_nodes_were_made_ready_that_are_long_since():
+    stream, story = io.StringIO(), preparing()
+    sink = LinesSink(stream)
+    sink.event(story.events[-1], story.state)
+    sink.progress(Preparing(node="alice", text="Collecting torch"))
+    sink.progress(Preparing(node="carol", text="Collecting numpy"))
+    assert [line.partition(" ")[2] for line in stream.getvalue().splitlines()[1:]] == ["carol: Collecting numpy"]
 
 
 def test_before_anything_is_known_nothing_is_drawn():
@@ -533,7 +636,7 @@ def test_status_and_summary_print_the_report(capsys, monkeypatch):
     show.show_status(report(mid_round().state, alive=False))
     show.show_summary(finished().state)
     out = capsys.readouterr().out
-    assert "● carol  training     0.300   0.7969          8.7 MB  3.7 MB       874\n" in out
+    assert "? carol  unknown      0.300   0.7969          8.7 MB  3.7 MB       874\n" in out
     assert "to resume: fedctl launch --resume digits-20261122-023000\n" in out
     assert "worst node alone: carol 0.5367 → 0.9400\n" in out
 
