@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+FLOWER := $(VENV)/flower/.installed
 
 SSHD := PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null
 
-.PHONY: demo test check bench format clean sshd
+.PHONY: demo test check bench chaos format clean sshd
 
 demo: $(STAMP)
 	rm -rf demo
@@ -15,7 +16,7 @@ demo: $(STAMP)
 	cd demo && ../$(BIN)/fedctl launch --run demo
 	cd demo && ../$(BIN)/fedctl status demo
 
-test: $(STAMP) sshd
+test: $(STAMP) $(FLOWER) sshd
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -27,8 +28,11 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit tests/scenario tests/cli
 
-bench: $(STAMP) sshd
+bench: $(STAMP) $(FLOWER) sshd
 	$(BIN)/python -m tests.bench
+
+chaos: $(STAMP) sshd
+	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -47,6 +51,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
 	@touch $(STAMP)
+
+# What strategies are compared with, in an environment of its own.
+$(FLOWER): pyproject.toml | $(STAMP)
+	test -x $(VENV)/flower/bin/python || $(BIN)/python -m venv $(VENV)/flower
+	$(VENV)/flower/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/flower/bin/python -m pip install --quiet --group parity
+	@touch $@
 
 clean:
 	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache

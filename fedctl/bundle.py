@@ -42,7 +42,17 @@ LEFT_OUT_FILES = (
 )
 """Files that are no modules: a module may be about secrets and hold none."""
 _MISSING = re.compile(r"No module named '(\w{1,60}(?:\.\w{1,60}){0,9})'")
-NODE_PART = ("__init__.py", "header.py", "records.py", "errors.py", "weights.py", "partition.py", "codecs", "node")
+NODE_PART = (
+    "__init__.py",
+    "header.py",
+    "strictjson.py",
+    "records.py",
+    "errors.py",
+    "weights.py",
+    "partition.py",
+    "codecs",
+    "node",
+)
 
 
 def pack(federation: Federation) -> bytes:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fedctl import install, remote
-from fedctl.errors import ConnectionLost, NodeError
+from fedctl.allowance import Allowance
+from fedctl.errors import ConnectionLost, NodeError, ProtocolError
 from fedctl.node import agent
 from fedctl.records import printable
 from fedctl.transports import Process, Transport
@@ -28,7 +29,7 @@ LONGEST_NOISE = 2**20
 NOISE_KEPT = 500
 
 Waiter = Callable[[], tuple[dict[str, Any], bytes]]
-"""Waits for an answer and its body; raises ConnectionLost, or NodeError with the agent's own refusal.
+"""Waits for an answer and its body; raises ConnectionLost, ProtocolError, or NodeError with the agent's own refusal.
 
 A body that a broken line cut off is as long as it came.
 """
@@ -58,7 +59,9 @@ class Connection:
         self._waiting: dict[int, Future[tuple[dict[str, Any], bytes]]] = {}
         self._listeners: dict[str, Listener] = {}
         self._state = threading.Lock()
-        self._lost: str | None = None
+        self._failure: NodeError | None = None
+        self._unasked = Allowance()
+        self._came = 0
         self._ended = threading.Event()
         self._heard = bytearray()
         self._is_greeted = False
@@ -113,7 +116,14 @@ class Connection:
 
     @property
     def is_lost(self) -> bool:
-        return self._lost is not None
+        return self._failure is not None
+
+    @property
+    def failure(self) -> NodeError:
+        """Why the line is lost: ProtocolError where the agent is at fault, else ConnectionLost."""
+        if self._failure is None:
+            raise AssertionError("the line is not lost")
+        return type(self._failure)(self._failure.message)
 
     @property
     def noise(self) -> str:
@@ -140,22 +150,22 @@ class Connection:
         number = next(self._numbers)
         future: Future[tuple[dict[str, Any], bytes]] = Future()
         with self._state:
-            if self._lost is not None:
-                raise ConnectionLost(self._lost)
+            if self._failure is not None:
+                raise self.failure
             self._waiting[number] = future
         try:
             self._write({"id": number, "op": op, **fields}, body)
         except (OSError, ValueError) as error:
-            self._lose(f"the line to the agent broke: {error}")
+            self._lose(ConnectionLost(f"the line to the agent broke: {error}"))
         return partial(self._answer, future, op)
 
     def _answer(self, future: Future[tuple[dict[str, Any], bytes]], op: str) -> tuple[dict[str, Any], bytes]:
         try:
             answer, data = future.result(self._answer_s)
         except FutureTimeout:
-            silence = f"the agent has not answered `{op}` for {self._answer_s:g} s"
+            silence = ConnectionLost(f"the agent has not answered `{op}` for {self._answer_s:g} s")
             self._break(silence)
-            raise ConnectionLost(silence) from None
+            raise silence from None
         if "error" in answer:
             raise remote.judge_refusal(printable(str(answer["error"])[:1000]))
         return answer, data
@@ -171,7 +181,7 @@ class Connection:
 
     def close(self) -> None:
         """End the agent; its work goes on."""
-        self._break("the line was closed")
+        self._break(ConnectionLost("the line was closed"))
 
     def _write(self, header: Mapping[str, Any], body: bytes) -> None:
         """A small frame is one write; a large body is not copied for it."""
@@ -193,24 +203,38 @@ class Connection:
         while not self._ended.wait(self._answer_s):
             since = self._sending_since
             if since is not None and time.monotonic() - since > self._answer_s:
-                self._break(f"the agent has not read for {self._answer_s:g} s")
+                self._break(ConnectionLost(f"the agent has not read for {self._answer_s:g} s"))
 
     def _read(self) -> None:
         try:
             self._await_greeting()
-            try:
-                while frame := agent.read_frame(self._process.read):
-                    self._hear(*frame)
-            except agent.CutOff as cut:
-                if cut.body:  # every byte that came need not come again; where none did, there is no answer
-                    self._hear(cut.header, cut.body)
-                raise
+            while frame := self._frame():
+                self._hear(*frame)
+        except ProtocolError as error:
+            self._break(error)
         except Exception as error:  # whatever a node sends, those who wait must hear that the line broke
-            self._break(f"the line to the agent broke: {error}")
+            self._break(ConnectionLost(f"the line to the agent broke: {error}"))
         else:
-            self._lose("the agent has ended")
+            self._lose(ConnectionLost("the agent has ended"))
             self._process.wait()
             self._process.close_stdin()
+
+    def _frame(self) -> tuple[dict[str, Any], bytes] | None:
+        """The next frame; None at the end."""
+        self._came = 0
+        try:
+            return agent.read_frame(self._take)
+        except agent.CutOff as cut:
+            if cut.body:  # every byte that came need not come again; where none did, there is no answer
+                self._hear(cut.header, cut.body)
+            raise
+        except ValueError as error:
+            raise ProtocolError(f"the agent breaks the protocol: {error}") from error
+
+    def _take(self, size: int) -> bytes:
+        data = self._process.read(size)
+        self._came += len(data)
+        return data
 
     def _await_greeting(self) -> None:
         """Skip what a login shell may print."""
@@ -223,32 +247,36 @@ class Connection:
                 raise ValueError("whatever answers there is no agent")
         self._is_greeted = True
 
-    def _break(self, why: str) -> None:
-        self._lose(why)
+    def _break(self, failure: NodeError) -> None:
+        self._lose(failure)
         self._process.kill()
 
     def _hear(self, header: dict[str, Any], body: bytes) -> None:
         if "re" in header:
+            number = header["re"]
             with self._state:
-                future = self._waiting.pop(header["re"], None)
-            if future:
+                future = self._waiting.pop(number, None) if type(number) is int else None
+            if future is not None:
                 future.set_result((header, body))
+            elif not self.is_lost:  # what was asked over a line that is lost since is waited for no more
+                raise ProtocolError("the agent breaks the protocol: it answers what it was not asked")
             return
+        self._unasked.take(self._came)
         key = header.get("key")
         with self._state:
             listener = self._listeners.get(key) if isinstance(key, str) else None
         if listener:
             listener(header)
 
-    def _lose(self, why: str) -> None:
+    def _lose(self, failure: NodeError) -> None:
         with self._state:
-            if self._lost is None:
-                self._lost = why
+            if self._failure is None:
+                self._failure = failure
             self._ended.set()
             futures, self._waiting = list(self._waiting.values()), {}
             listeners, self._listeners = list(self._listeners.values()), {}
         for future in futures:
-            future.set_exception(ConnectionLost(self._lost))
+            future.set_exception(self.failure)
         for listener in listeners:
             listener(LINE_LOST)
 

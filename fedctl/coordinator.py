@@ -5,15 +5,15 @@ decides anything: `plan` does, from the state alone. Nothing here shows anything
 """
 
 import importlib
-import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Protocol, assert_never
+from typing import Protocol, assert_never
 
+from fedctl import takeup
 from fedctl.actions import Action, Aggregate, Cancel, Finish, GiveUp, Hold, OpenRound, Perform, Prepare, WidenRound
+from fedctl.clock import Clock, no_earlier, steady
 from fedctl.errors import FedctlError, ModelError, NodeError, RunError
 from fedctl.events import (
     Event,
@@ -25,14 +25,15 @@ from fedctl.events import (
     RoundWidened,
     RunFailed,
     RunFinished,
-    RunStarted,
     TaskFailed,
     UpdateReceived,
 )
 from fedctl.federation import Federation
 from fedctl.hosts import Hosts
+from fedctl.inbox import Inbox
 from fedctl.jobs import lost, perform
 from fedctl.journal import Journal
+from fedctl.lease import Lease
 from fedctl.plan import plan
 from fedctl.records import Progress, TaskKey
 from fedctl.rounds import close_round
@@ -75,33 +76,35 @@ class Coordinator:
         *,
         federation: Federation,
         run: RunDir,
+        lease: Lease,
         hosts: Hosts,
         strategy: Strategy,
         sinks: Sequence[Sink] = (),
         hold: bool = False,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Clock | None = None,
     ) -> None:
         self._federation = federation
         self._run = run
+        self._lease = lease
         self._hosts = hosts
         self._strategy = strategy
         self._sinks = sinks
         self._hold = hold
-        self._clock = clock
-        self._inbox: queue.SimpleQueue[Event | Telemetry | _Landed | _Broken] = queue.SimpleQueue()
+        self._clock = clock or steady()
+        self._inbox = Inbox()
         self._in_flight: set[str] = set()
         self._unreleased: list[TaskKey] = []
         self._state = RunState()
 
     def run(self) -> RunState:
-        """Work until the run is over; the caller holds the run's lock.
+        """Work until the run is over.
 
-        Raises ConfigError when the user's code cannot be used.
+        Raises ConfigError when the user's code cannot be used, and Superseded when another coordinator took the run.
         """
         self._run.sweep()
-        with Journal(self._run.journal) as journal:
+        with Journal(self._run.journal, self._lease.check) as journal:
             self._state = fold(journal.events)
-            self._book(journal, [self._started()])
+            self._book(journal, self._taken_up(journal.events))
             while not self._state.is_over:
                 self._submit()
                 self._book(journal, self._drain())
@@ -124,6 +127,7 @@ class Coordinator:
             case Hold():
                 self._land(action, RoundHeld(at=self._clock(), round=action.round))
             case Finish():
+                self._run.sync_alone()
                 self._land(action, RunFinished(at=self._clock()))
             case GiveUp():
                 self._land(action, RunFailed(at=self._clock(), reason=action.reason))
@@ -142,7 +146,10 @@ class Coordinator:
         match action:
             case Prepare(node=node):
                 try:
-                    facts = self._hosts.of(node).prepare(lambda text: self._inbox.put(Preparing(node=node, text=text)))
+                    facts = self._hosts.of(node).prepare(
+                        lambda text: self._inbox.tell(Preparing(node=node, text=text)),
+                        when=self._federation.node(node).when,
+                    )
                     return NodeReady(at=self._clock(), node=node, facts=facts)
                 except NodeError as error:
                     return lost(node, error, self._clock())
@@ -154,7 +161,7 @@ class Coordinator:
                     run=self._run,
                     clock=self._clock,
                     tell=self._inbox.put,
-                    progressed=self._inbox.put,
+                    progressed=self._inbox.tell,
                 )
             case Cancel():
                 return self._cancel(action)
@@ -194,24 +201,20 @@ class Coordinator:
         self._inbox.put(_Landed(action.key))
 
     def _drain(self) -> list[Event]:
-        """All that the inbox holds; waits for the first, but not past a tick, so that deadlines are seen."""
+        """All that has come; waits for the first, but not past a tick, so that deadlines are seen."""
         events: list[Event] = []
-        try:
-            item: Any = self._inbox.get(timeout=TICK_S)
-            while True:
-                match item:
-                    case Progress() | Preparing():
-                        for sink in self._sinks:
-                            sink.progress(item)
-                    case _Landed(key=key):
-                        self._in_flight.discard(key)
-                    case _Broken(error=error):
-                        raise error
-                    case _:
-                        events.append(item)
-                item = self._inbox.get_nowait()
-        except queue.Empty:
-            return events
+        for item in self._inbox.take(TICK_S):
+            match item:
+                case Progress() | Preparing():
+                    for sink in self._sinks:
+                        sink.progress(item)
+                case _Landed(key=key):
+                    self._in_flight.discard(key)
+                case _Broken(error=error):
+                    raise error
+                case _:
+                    events.append(item)
+        return events
 
     def _book(self, journal: Journal, events: Sequence[Event]) -> None:
         """On the disk first, then in the state, then shown, then acted upon."""
@@ -241,8 +244,8 @@ class Coordinator:
                 pass
 
     def _release(self, event: RoundAggregated) -> None:
-        """Once a round, one request a machine: the round's updates are here, the model before the last is history."""
-        before = [report.model.digest for report in self._state.history[-2:-1]]
+        """Once a round, one request a machine: the round's updates are here, models before the last are history."""
+        before = [report.model.digest for report in self._state.history[-3:-1]]  # one may have been left by a kill
         digests = [digest for digest in before if digest != event.model.digest]
         for host in self._hosts.by_machine().values():
             keys = [key for key in self._unreleased if self._hosts.of(key.node) is host]
@@ -259,25 +262,24 @@ class Coordinator:
 
         threading.Thread(target=tolerant, daemon=True).start()
 
-    def _started(self) -> RunStarted:
-        federation = self._federation
-        return RunStarted(
-            at=self._clock(),
-            run=self._run.name,
-            federation=federation.name,
-            seed=federation.seed,
-            rounds=federation.rounds,
-            nodes=tuple(node.name for node in federation.nodes),
-            compare=federation.compare,
-            metric=federation.task.monitor.metric,
-            mode=federation.task.monitor.mode,
-        )
+    def _taken_up(self, before: Sequence[Event]) -> list[Event]:
+        """What this coordinator finds where the one before left off."""
+        if self._state.last_at:
+            self._clock = no_earlier(self._clock, self._state.last_at)
+        now = self._clock()
+        started = takeup.started(self._run, self._state, self._federation, self._lease.seen_at, now)
+        lost = takeup.updates_lost(self._run, self._state, now)
+        gone = {event.task for event in lost}
+        came = (event.task for event in before if isinstance(event, UpdateReceived))
+        # Those of the round that was closed last, too: its coordinator may have died before it told the nodes.
+        self._unreleased = [key for key in came if key.round >= self._state.round and key not in gone]
+        return [started, *lost]
 
 
 def raise_if_failed(state: RunState) -> None:
     """Raises RunError for a run that gave up."""
     if state.status == "failed":
-        look = "`fedctl check` says what each node needs; then " if _lost_all(state) else ""
+        look = "`fedctl check` says what each node needs; then " if _has_lost(state) else ""
         raise RunError(
             state.reason or "the run failed",
             hint=f"{look}`fedctl launch --resume {state.run}` tries again with the same code; "
@@ -285,5 +287,5 @@ def raise_if_failed(state: RunState) -> None:
         )
 
 
-def _lost_all(state: RunState) -> bool:
-    return all(node.status == "lost" for node in state.nodes.values())
+def _has_lost(state: RunState) -> bool:
+    return any(node.status == "lost" for node in state.nodes.values())

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fedctl import strictjson
 from fedctl.errors import ModelError
 
 _CODES: Mapping[str, tuple[str, int]] = {
@@ -75,21 +76,22 @@ class Header:
     metadata: Mapping[str, str]
 
 
-def read_header(path: Path, max_size: int | None = None) -> Header:
+def read_header(path: Path, max_size: int | None = None, what: str | None = None) -> Header:
     """The header of the file at `path`; `max_size` bounds the whole file, in bytes.
 
-    Raises ModelError, naming the file, for whatever is not a sound safetensors file.
+    Raises ModelError for whatever is not a sound safetensors file; `what` names it there, else its path does.
     """
+    name = what or str(path)
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if max_size is not None and size > max_size:
-                raise ModelError(f"{path}: has {size} bytes, at most {max_size} are allowed")
+                raise ModelError(f"{name}: has {size} bytes, at most {max_size} are allowed")
             return _parse(_read_json(file, size), size)
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not a sound safetensors file: {error}") from error
+        raise ModelError(f"{name}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ModelError(f"{name}: not a sound safetensors file: {error}") from error
 
 
 def write_header(spec: Mapping[str, TensorSpec], order: Iterable[str], metadata: Mapping[str, str]) -> bytes:
@@ -134,7 +136,7 @@ def _read_json(file: BinaryIO, size: int) -> bytes:
 
 
 def _parse(text: bytes, size: int) -> Header:
-    entries = json.loads(text.decode(), object_pairs_hook=_distinct, parse_constant=_refuse)
+    entries = strictjson.loads(text.decode())
     if not isinstance(entries, dict):
         raise ValueError("its header is no JSON object")
     metadata = entries.pop("__metadata__", {})
@@ -177,14 +179,3 @@ def _is_name(name: Any) -> bool:
 
 def _are_counts(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value <= _LARGEST for value in values)
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        raise ValueError("its header has a name twice")
-    return entries
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"its header holds {constant}")

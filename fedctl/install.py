@@ -14,9 +14,7 @@ CHUNK = 2**20
 def send_agent(transport: Transport, python: str, home: str, digest: str, source: bytes, answer_s: float) -> None:
     """Send the agent's source there; raises NodeError."""
     process = transport.open(remote.install_agent(python, digest, home))
-    with contextlib.suppress(OSError):  # the exit status and stderr say why
-        process.write(source)
-    drain(process, answer_s)
+    drain(process, answer_s, source)
     if process.wait():
         failure = ConnectionLost("the agent could not be installed")
         raise explained(transport, python, process, "", failure, answer_s)
@@ -36,15 +34,21 @@ def explained(
     return error or lost
 
 
-def drain(process: Process, answer_s: float) -> str:
-    """The beginning of a command's output, which has that long to come to its end."""
+def drain(process: Process, answer_s: float, source: bytes = b"") -> str:
+    """The beginning of a command's output, which has that long to read the source and to come to its end."""
     guard = threading.Timer(answer_s, process.kill)
     guard.daemon = True
     guard.start()
-    process.close_stdin()
+    threading.Thread(target=_feed, args=(process, source), daemon=True).start()  # it may speak before it reads
     said = process.read(CHUNK)
     while process.read(CHUNK):
         pass  # a shell may have a word to say
     process.wait()
     guard.cancel()
     return said.decode(errors="replace")
+
+
+def _feed(process: Process, source: bytes) -> None:
+    with contextlib.suppress(OSError, ValueError):  # the exit status and stderr say why
+        process.write(source)
+    process.close_stdin()

@@ -74,8 +74,10 @@ class Lifeline:
                 return attempt()
             except ConnectionLost as error:
                 is_new = isinstance(error, Unreachable) and self._connection is None
+                # A server that answers and then hangs up was asked for half a minute already.
+                is_final = isinstance(error, Unreachable) and error.stage == "greeting"
                 retry = 1 if time.monotonic() - began > STEADY_S else retry + 1
-                if self.is_closed or not is_wanted() or retry >= tries or is_new:
+                if self.is_closed or not is_wanted() or retry >= tries or is_new or is_final:
                     raise
             broke()
             self._closed.wait(min(LONGEST_REST_S, 0.1 * 2**retry) * random.uniform(0.5, 1.0))

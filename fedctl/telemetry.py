@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from fedctl import strictjson
 from fedctl.records import Progress
 
 LONGEST_TEXT = 500
@@ -36,7 +37,7 @@ def dump(sample: Telemetry, at: datetime) -> str:
 
 def load(line: bytes) -> Telemetry:
     """Read a line back; raises ValueError for anything else."""
-    match json.loads(line):
+    match strictjson.loads(line.decode()):
         case {"at": str(), "node": str(node), "preparing": str(text)}:
             return Preparing(node=node, text=text)
         case {"at": str(), **fields}:

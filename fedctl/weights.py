@@ -1,7 +1,7 @@
 """Weights as files: read lazily, checked strictly, written whole or not at all.
 
 Owns `Weights` (a mapping of tensors over one safetensors file), `Lazy` (a mapping of tensors still to be computed),
-`save`, `digest`, the checks that an update must pass, and the reading and writing of Lightning checkpoints. One tensor
+`save`, `digest`, and the reading and writing of Lightning checkpoints. One tensor
 at a time is in memory, whatever the size of the file. Knows nothing of nodes and rounds, and unpickles no code: a
 safetensors header is judged by `header`, a checkpoint is read by torch's restricted reader. The nodes run this module
 too, under Python 3.10 or newer.
@@ -25,8 +25,6 @@ from fedctl.errors import ModelError
 from fedctl.header import Header, TensorSpec, check_tensor, read_header, write_header
 from fedctl.records import Blob
 
-_CHUNK = 1 << 15  # elements: as many as torch handles on one thread, and they stay in the cache
-
 
 class Weights(Mapping[str, Tensor]):
     """The tensors of one safetensors file, in the file's order, each mapped into memory when it is asked for.
@@ -42,9 +40,12 @@ class Weights(Mapping[str, Tensor]):
         self._starts = header.starts
 
     @classmethod
-    def open(cls, path: Path, max_size: int | None = None) -> "Weights":
-        """The weights in the file at `path`, of at most `max_size` bytes; raises ModelError for an unsound file."""
-        return cls(path, read_header(path, max_size))
+    def open(cls, path: Path, max_size: int | None = None, what: str | None = None) -> "Weights":
+        """The weights in the file at `path`, of at most `max_size` bytes; raises ModelError for an unsound file.
+
+        `what` names the file in the message, else its path does.
+        """
+        return cls(path, read_header(path, max_size, what))
 
     def __getitem__(self, name: str) -> Tensor:
         spec, start = self.spec[name], self._starts[name]
@@ -125,45 +126,6 @@ def digest(path: Path) -> Blob:
             hasher.update(buffer[:count])
             size += count
     return Blob(digest=hasher.hexdigest(), size=size)
-
-
-def check_update(
-    update: Mapping[str, Tensor], model: Mapping[str, Tensor], *, what: str = "update", against: str = "the model"
-) -> None:
-    """Refuse an update that is not a model like `model`: same names, shapes and dtypes, every floating value finite.
-
-    `what` and `against` name the two in the message. Raises ModelError naming the tensor.
-    """
-    check_spec(spec_of(update), spec_of(model), what=what, against=against)
-    for name in update:
-        check_finite(name, update[name], what=what)
-
-
-def check_spec(
-    found: Mapping[str, TensorSpec], wanted: Mapping[str, TensorSpec], *, what: str, against: str = "the model"
-) -> None:
-    """Refuse other names, shapes or dtypes than those wanted; reads no tensor. Raises ModelError naming the tensor."""
-    for name in sorted(wanted.keys() | found.keys()):
-        if name not in found:
-            raise ModelError(f"{what}: tensor `{name}` is missing, {against} has it")
-        if name not in wanted:
-            raise ModelError(f"{what}: unexpected tensor `{name}`, {against} has none of that name")
-        if found[name] != wanted[name]:
-            raise ModelError(f"{what}: tensor `{name}` is {found[name]}, {against} has {wanted[name]}")
-
-
-def check_finite(name: str, tensor: Tensor, *, what: str) -> None:
-    """Refuse NaN and infinite values in a floating or complex tensor, in bounded memory; raises ModelError."""
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor)
-    if not tensor.is_floating_point():
-        return
-    values = tensor.detach().reshape(-1)
-    for start in range(0, len(values), _CHUNK):
-        chunk = values[start : start + _CHUNK]
-        low, high = torch.aminmax(chunk.float() if chunk.itemsize == 1 else chunk)
-        if not (low.isfinite() and high.isfinite()):
-            raise ModelError(f"{what}: tensor `{name}` has NaN or infinite values")
 
 
 def read_file(path: Path) -> Mapping[str, Tensor]:

@@ -46,21 +46,38 @@ PURE = {
     "fleet": ("federation", "runstate"),
     "plan": ("actions", "federation", "fleet", "records", "state"),
     "measures": ("federation", "records", "state"),
-    "report": ("events", "federation", "measures", "records", "state"),
+    "waiting": ("fleet", "records", "state"),
+    "activity": ("events", "fleet", "records", "state"),
+    "report": ("activity", "events", "federation", "measures", "records", "state", "waiting"),
 }
 """Modules without disk, clock, network or torch, and what of ours they may see."""
 
 ALLOWED = {
     "node": ("codecs", "errors", "header", "node", "records", "weights"),
-    "views": ("errors", "events", "federation", "measures", "records", "report", "state", "telemetry", "views"),
+    "views": (
+        "activity",
+        "errors",
+        "events",
+        "federation",
+        "measures",
+        "records",
+        "report",
+        "state",
+        "telemetry",
+        "views",
+        "waiting",
+    ),
     "topology": ("errors", "federation", "records", "topology"),
     "strategies": ("errors", "federation", "header", "records", "strategies", "weights"),
     "codecs": ("codecs", "errors", "header", "records"),
     "transports": ("errors", "federation", "records", "transports"),
     "weights": ("errors", "header", "records"),
-    "aggregation": ("errors", "federation", "header", "records", "strategies", "weights"),
+    "aggregation": ("errors", "federation", "header", "records", "soundness", "strategies", "weights"),
+    "soundness": ("errors", "header", "weights"),
     "journal": ("errors", "events"),
-    "rundir": ("errors", "records"),
+    "clock": (),
+    "lease": ("errors",),
+    "rundir": ("errors", "lease", "records"),
     "header": ("errors", "strictjson"),
 }
 """What of ours other parts may see; a part is a module or a package right below `fedctl`."""
@@ -85,7 +102,14 @@ DOORS = {
     "paramiko": ("fedctl.transports.ssh",),
     "pytorch_lightning": ("fedctl.node.trainers",),
     "lightning": ("fedctl.node.trainers",),
-    "torch": ("fedctl.weights", "fedctl.strategies", "fedctl.codecs", "fedctl.aggregation", "fedctl.node"),
+    "torch": (
+        "fedctl.weights",
+        "fedctl.soundness",
+        "fedctl.strategies",
+        "fedctl.codecs",
+        "fedctl.aggregation",
+        "fedctl.node",
+    ),
     "numpy": ("fedctl.strategies", "fedctl.codecs", "fedctl.weights", "fedctl.partition", "fedctl.node"),
     "safetensors": ("fedctl.weights", "fedctl.node"),
     "pathspec": ("fedctl.bundle",),
@@ -303,7 +327,7 @@ def _imports(node: ast.AST, *, lazy: bool) -> Iterator[str]:
 
 
 def _full(module: str, name: str) -> str:
-    """`from fedctl import topology` imports `fedctl.topology`; `from fedctl.actions import plan` imports `fedctl.plan`."""
+    """`from fedctl import topology` imports `fedctl.topology`; `from fedctl.plan import plan` imports `fedctl.plan`."""
     return f"{module}.{name}" if f"{module}.{name}" in MODULES else module
 
 

@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fedctl import bundle
+from fedctl.actions import Perform
 from fedctl.errors import NodeError
 from fedctl.events import ModelInitialized, TaskFailed
 from fedctl.federation import Federation
 from fedctl.host import Host, Work
 from fedctl.jobs import perform
-from fedctl.actions import Perform
 from fedctl.records import COORDINATOR, Blob, TaskKey
 from fedctl.rundir import RunDir
 from fedctl.transports.local import LocalTransport

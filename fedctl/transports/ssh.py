@@ -5,19 +5,17 @@ before anything is said to a server, nothing is ever accepted by itself, and onl
 """
 
 import contextlib
+import importlib
 import logging
 import shlex
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import paramiko
-from paramiko.agent import AgentSSH
-from paramiko.common import cMSG_CHANNEL_REQUEST, cMSG_GLOBAL_REQUEST
 
 from fedctl.errors import ConfigError, FedctlError, NodeError, Unreachable
 from fedctl.records import printable
@@ -27,6 +25,15 @@ from fedctl.transports.client import Client, Refused, patiently
 from fedctl.transports.keyring import Keyring, Locked, hung_up, locked_out, unsigned, wants_more
 from fedctl.transports.sshconfig import Endpoint
 from fedctl.transports.sshoptions import config_files
+
+# Paramiko needs it for `Match exec` alone, see `lookup`, and with it comes the half of what importing paramiko costs.
+_is_imported = sys.modules.setdefault("invoke", None) is not None  # type: ignore[arg-type]
+import paramiko  # noqa: E402
+from paramiko.agent import AgentSSH  # noqa: E402
+from paramiko.common import cMSG_CHANNEL_REQUEST, cMSG_GLOBAL_REQUEST  # noqa: E402
+
+if not _is_imported:
+    del sys.modules["invoke"]
 
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
 """Fastest first; paramiko itself would put GCM last."""
@@ -236,6 +243,7 @@ class Agent(AgentSSH):
 
 def lookup(host: str) -> Mapping[str, Any]:
     """What ~/.ssh/config says of a host, as far as paramiko reads it; for where there is no `ssh` to ask."""
+    paramiko.config.invoke = importlib.import_module("invoke")  # type: ignore[attr-defined]
     config = paramiko.SSHConfig()
     try:
         for file in config_files():

@@ -23,6 +23,8 @@ from tests.bench.idle import idle
 from tests.bench.many import many
 from tests.bench.measure import Row, machine, table
 from tests.bench.provisioning import provisioning
+from tests.bench.recover import recover
+from tests.bench.resend import resend
 from tests.bench.rounds import rounds
 from tests.bench.ssh_rounds import ssh_rounds
 from tests.bench.start import start
@@ -43,6 +45,8 @@ BENCHMARKS: Mapping[str, Callable[[Workshop], list[Row]]] = {
     "provisioning": provisioning,
     "ssh-rounds": ssh_rounds,
     "dead-line": dead_line,
+    "recover": recover,
+    "resend": resend,
     "idle": idle,
 }
 RESULTS = Path(__file__).parent / "results"

@@ -13,7 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import paramiko
 
 from fedctl import transfer
 from fedctl.connection import LINE_LOST, Connection
+from fedctl.errors import ConnectionLost
 from fedctl.federation import Federation, Node, TaskSpec
 from fedctl.host import Host, Work
 from fedctl.hosts import Hosts
@@ -50,6 +52,18 @@ def move_all(nodes: Sequence[str], source: str, target: str, digest: str, *, up:
             moved.result()
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     return {"seconds": seconds, "cpu_seconds": cpu, "peak_mb": peak_mb(), "threads": before}
+
+
+def move_on(node: str, source: str, target: str, digest: str, *, up: bool) -> Found:
+    """One file over a line that breaks, from where it broke, for as often as that happens."""
+    blob = Blob(digest=digest, size=Path(source).stat().st_size)
+    with hosts_of([node]) as hosts:
+        move = ready(node, hosts.of(node), blob, Path(source), Path(target), up=up)
+        for tries in count(1):
+            with suppress(ConnectionLost):
+                move()
+                return {"tries": tries}
+    raise AssertionError("counted to the end")
 
 
 def ready(name: str, host: Host, blob: Blob, source: Path, target: Path, *, up: bool) -> Callable[[], None]:
@@ -220,6 +234,7 @@ ACTIONS: Mapping[str, Callable[..., Found]] = {
     for action in (
         move,
         move_all,
+        move_on,
         exchanges,
         hellos,
         provision,

@@ -8,7 +8,8 @@ import torch
 
 from fedctl.codecs import CODECS, build
 from fedctl.errors import ConfigError
-from fedctl.weights import check_update, save
+from fedctl.soundness import check_update
+from fedctl.weights import save
 
 WEIGHTS = {
     "weight": torch.randn(5, 3),

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fedctl.connection import LINE_LOST, Connection
-from fedctl.errors import ConnectionLost, NodeError
+from fedctl.errors import ConnectionLost, NodeError, ProtocolError
 from fedctl.node.agent import GREETING, encode_frame
 from fedctl.records import Blob
 from fedctl.transfer import put
@@ -316,19 +316,19 @@ def test_an_agent_of_another_version_is_refused(standing_in):
     assert "forced command" in raised.value.hint
 
 
-def test_a_cut_off_answer_to_nobody_is_a_lost_line_and_no_hang(standing_in):
+def test_a_cut_off_answer_to_nobody_is_a_broken_protocol_and_no_hang(standing_in):
     transport = standing_in(hello(), more=encode_frame({"re": []}, b"whole")[:-1], then="exit 0")
     connection = Connection.open(transport, "python3", answer_s=20)
     before = time.monotonic()
-    with pytest.raises(ConnectionLost, match="broke"):
+    with pytest.raises(ProtocolError, match="it answers what it was not asked"):
         connection.ask("stat", digests=[])
     assert time.monotonic() - before < 10
 
 
-def test_a_flood_is_a_lost_line_and_no_hang(standing_in):
+def test_a_flood_of_garbage_is_a_broken_protocol_and_no_hang(standing_in):
     transport = standing_in(hello(), then="exec yes garbage")
     connection = Connection.open(transport, "python3", answer_s=20)
-    with pytest.raises(ConnectionLost, match="a frame claims"):
+    with pytest.raises(ProtocolError, match="the agent breaks the protocol: a frame claims"):
         connection.ask("list")
     assert transport.opened[-1][1].wait() == -signal.SIGKILL
 

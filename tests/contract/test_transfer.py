@@ -17,7 +17,7 @@ from fedctl.errors import ConnectionLost, NodeError
 from fedctl.host import Host, Work
 from fedctl.node.agent import BLOCK
 from fedctl.records import Blob, TaskKey
-from fedctl.transports.local import LocalTransport
+from tests.contract.breaking import Breaking
 
 MB = 2**20
 CONTENT = os.urandom(5 * MB + 77)
@@ -25,55 +25,6 @@ BLOB = Blob(digest=hashlib.sha256(CONTENT).hexdigest(), size=len(CONTENT))
 RUN = {"run": "one", "identity": "aaaa"}
 OVERHEAD = 2**16
 """More than all headers of a transfer of these sizes."""
-
-
-class Breaking:
-    """The local transport over lines that carry so many bytes more, up or down, and then break as a server's do."""
-
-    def __init__(self, home):
-        self.inner = LocalTransport(home=str(home))
-        self.left = {"up": 10**12, "down": 10**12}
-        self.carried = {"up": 0, "down": 0}
-        self.opened = []
-        self.refuse = False
-
-    def break_after(self, **left):
-        self.left.update(left)
-
-    def open(self, argv):
-        if self.refuse:
-            raise NodeError("the server opens no more sessions")
-        self.opened.append(Line(self, self.inner.open(argv)))
-        return self.opened[-1]
-
-
-class Line:
-    """A process on such a line: when it breaks, the command sees the end of its stdin."""
-
-    def __init__(self, transport, process):
-        self.transport = transport
-        self.process = process
-        self.close_stdin, self.errors, self.wait = process.close_stdin, process.errors, process.wait
-        self.kill = process.kill
-
-    def passing(self, way, size):
-        passes = min(size, self.transport.left[way])
-        self.transport.left[way] -= passes
-        self.transport.carried[way] += passes
-        return passes
-
-    def write(self, data):
-        passes = self.passing("up", len(data))
-        self.process.write(data[:passes])
-        if passes < len(data):
-            self.process.close_stdin()
-            raise OSError("the line broke")
-
-    def read(self, size):
-        data = self.process.read(min(size, self.transport.left["down"]))
-        if self.passing("down", len(data)) < size:
-            self.kill()
-        return data
 
 
 @pytest.fixture

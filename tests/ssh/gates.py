@@ -1,7 +1,5 @@
 """Training that waits for the test on a node, so that a test meets a task in its middle, each time."""
 
-from pathlib import Path
-
 from tests.bed.processes import wait_until
 from tests.bed.server import Server
 from tests.ssh.conftest import SshPlace
@@ -47,13 +45,3 @@ class Gate:
     def open(self, number: int) -> None:
         """Let the trainings up to that number through."""
         (self._home / "gate").write_text(str(number))
-
-
-def worker_of(server: Server, run: str) -> int:
-    """The process that does a run's tasks on a node."""
-    return int((server.fedctl_home / "runs" / run / "worker.pid").read_text())
-
-
-def result_of(server: Server, run: str, task: str) -> Path:
-    """A task's result on its node."""
-    return server.fedctl_home / "runs" / run / task.replace("/", "-") / "result.json"

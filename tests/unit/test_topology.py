@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedctl.errors import ConfigError, FedctlError, UsageError
-from fedctl.federation import Federation, Monitor, Named, Node, Schedule, When
+from fedctl.federation import Federation, Limits, Monitor, Named, Node, Schedule, When
 from fedctl.topology import load, parse
 from fedctl.topology.schema import Section
 
@@ -176,6 +176,26 @@ def test_a_node_may_always_be_used_though_the_others_have_hours(read):
 def test_windows_are_a_reason_for_partial_work_too(read):
     text = with_nodes("{name: a, when: {days: sun}}\nschedule: {partial: true}")
     assert read(text).schedule.partial
+
+
+@pytest.mark.parametrize(
+    ("line", "limits"),
+    [
+        ("limits: {}", Limits()),
+        ("limits: {norm: 5}", Limits(norm=5)),
+        ("limits: {norm: null, examples: 2000}", Limits(norm=None, examples=2000)),
+        ("limits: {examples: null}", Limits(examples=None)),
+    ],
+)
+def test_limits_of_an_update(read, line, limits):
+    assert read(with_top(line)).limits == limits
+
+
+@pytest.mark.parametrize("value", ["0", "-1", ".inf", ".nan", "true", "big"])
+def test_a_norm_is_a_number_above_0(read, value):
+    with pytest.raises(ConfigError, match="limits/norm: should be a number above 0") as caught:
+        read(with_top(f"limits: {{norm: {value}}}"))
+    assert caught.value.hint == "null is without a limit"
 
 
 def test_a_share_stays_a_share_and_a_number_a_number(read):

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from fedctl.errors import ModelError
 from fedctl.header import TensorSpec, read_header
+from fedctl.soundness import check_finite, check_update
 from fedctl.weights import (
     Lazy,
     Weights,
-    check_finite,
-    check_update,
     digest,
     read_file,
     read_hyper_parameters,
@@ -396,3 +395,24 @@ def test_a_checkpoint_has_what_lightning_asks_for_and_no_more_bytes_than_its_ten
     assert all(torch.equal(content["state_dict"][name], tensor) for name, tensor in weights.items())
     assert (tmp_path / "m.ckpt").stat().st_size < 12_000 + 3_000
     assert names_in(tmp_path) == ["m.ckpt", "m.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float8_e4m3fn", "complex64"])
+def test_an_update_may_lie_only_so_far_from_the_model(dtype):
+    model = {"w": torch.ones(40_000).to(getattr(torch, dtype)), "steps": torch.tensor(1)}
+    update = {"w": torch.full((40_000,), 5.0).to(getattr(torch, dtype)), "steps": torch.tensor(10**9)}
+    check_update(update, model, farthest=4.0)  # 4 x 200 from a model of norm 200
+    with pytest.raises(ModelError, match="lies 800 from the model, whose norm is 200: too far; tensor `w` moved most"):
+        check_update(update, model, farthest=3.9)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "is_far"), [(1e300, 1.0, True), (1e300, 1e300, False), (1.7e308, -1.7e308, False)]
+)
+def test_how_far_an_update_lies_is_told_where_squares_are_beyond_a_double(ours, theirs, is_far):
+    update, model = ({"w": torch.full((3,), value, dtype=torch.float64)} for value in (ours, theirs))
+    if is_far:
+        with pytest.raises(ModelError, match=r"lies 1\.73e\+300 from the model, whose norm is 1\.73"):
+            check_update(update, model, farthest=1000.0)
+    else:
+        check_update(update, model, farthest=1000.0)
