@@ -20,7 +20,7 @@ test: $(STAMP) $(FLOWER) sshd
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(SLOW) $(FAST)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

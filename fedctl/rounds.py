@@ -48,14 +48,14 @@ def close_round(
         model_out=run.round_model(number),
         memory_out=run.memory(number),
         steps={name: update.steps for name, update in state.open.updates.items()},
-        losses=_losses(state, number - 1),
+        losses=losses_of(state, number - 1),
     )
     run.sync(run.round_model(number))
     publish(run, number, model_args)
     return RoundAggregated(at=at(), round=number, model=model, contributors=tuple(contributors))
 
 
-def _losses(state: RunState, number: int) -> dict[str, float]:
+def losses_of(state: RunState, number: int) -> dict[str, float]:
     """What each node's validation said of a round's model, where the run is judged by a loss: the less, the better."""
     scores = global_scores(state, number) if state.mode == "min" else {}
     return {name: score.metrics[state.metric] for name, score in scores.items() if state.metric in score.metrics}

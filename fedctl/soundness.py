@@ -44,7 +44,8 @@ def check_update(
     if change / farthest > norm + 1:
         most = max(changes, key=lambda name: changes[name])
         raise ModelError(
-            f"{what} lies {change:.3g} from {against}, whose norm is {norm:.3g}: too far; tensor `{most}` moved most"
+            f"{what} lies {change:.3g} from {against}, whose norm is {norm:.3g}, further than `limits: "
+            f"{{norm: {farthest:g}}}` allows: it has diverged; tensor `{most}` moved most"
         )
 
 

@@ -288,6 +288,7 @@ def section(page: str, heading: str) -> str:
     [
         pytest.param(section("README.md", "## Five minutes, with your own code"), id="README"),
         pytest.param((ROOT / "docs" / "tutorial.md").read_text(), id="tutorial"),
+        pytest.param(section("docs/algorithms.md", "## Your own"), id="algorithms"),
     ],
 )
 def test_the_sessions_run_as_they_are_shown(text, tmp_path):

@@ -28,7 +28,7 @@ def main() -> None:
     """Run the command line; shows an error once and ends with its exit code."""
     as_json = "--json" in sys.argv[1:]
     try:
-        app()
+        app(prog_name="fedctl")
     except FedctlError as error:
         from fedctl.views.show import error as show
 

@@ -544,7 +544,9 @@ class Blobs:
             return Upload(path, file, offset)
         have, source = self.longest(digest)
         if not 0 <= offset <= have:
-            file.close()
+            with file:
+                if not os.fstat(file.fileno()).st_size:  # it was made by this very look
+                    remove(path)
             raise Refused(f"offset {offset} is past the {have} bytes that are here")
         upload = Upload(path, file, 0)
         try:

@@ -14,7 +14,7 @@ from fedctl.journal import Journal, read
 from fedctl.operations.launch import configured
 from fedctl.operations.status import require_held
 from fedctl.records import Blob
-from fedctl.rounds import close_round
+from fedctl.rounds import close_round, losses_of
 from fedctl.rundir import RunDir, find, is_there
 from fedctl.state import RunState, fold
 from fedctl.strategies import build
@@ -91,7 +91,7 @@ def _what_if(request: Request, run: RunDir) -> AggregateReport:
             hint="aggregate the other files of its folder: `fedctl aggregate ALICE.safetensors ... -o out.safetensors`",
         )
     strategy = _strategy(request, federation.strategy)
-    weights = _numbers(request.weights)
+    weights, losses = _numbers(request.weights), losses_of(state, number - 1)
     if weights is None and build(strategy, folder=federation.folder).weighted:
         examples = [received[name].examples for name in names]
         weights = [float(count) for count in examples] if any(examples) else None
@@ -103,6 +103,8 @@ def _what_if(request: Request, run: RunDir) -> AggregateReport:
         weights=weights,
         model=run.round_model(number - 1),
         memory=memory if (memory := run.memory(number - 1)).exists() and strategy == federation.strategy else None,
+        steps=[received[name].steps for name in names],
+        losses=[losses.get(name) for name in names],
         force=request.force or request.output is None,
     )
     contributors = tuple(replace(c, name=Path(c.name).stem) for c in report.contributors)

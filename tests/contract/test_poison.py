@@ -143,7 +143,7 @@ POISON = {
     ),
     "missing": ({"net.w": None}, "its update: tensor `net.w` is missing, the model has it"),
     "extra": ({"../../x": W}, "its update: unexpected tensor `../../x`, the model has none of that name"),
-    "gigantic": ({"net.w": W * 1e30}, "its update lies 3.87e+30 from the model, whose norm is 2.39: too far"),
+    "gigantic": ({"net.w": W * 1e30}, "its update lies 3.87e+30 from the model, whose norm is 2.39, further than"),
 }
 
 
