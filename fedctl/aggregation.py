@@ -15,14 +15,12 @@ from torch import Tensor
 from fedctl.errors import FedctlError, ModelError, UsageError
 from fedctl.federation import Named
 from fedctl.records import Blob
+from fedctl.soundness import check_finite, check_spec, check_update
 from fedctl.strategies import Contribution, Strategy, build
-from fedctl.strategies.elementwise import CHUNK, is_averaged, wide
+from fedctl.strategies.elementwise import CHUNK, in_a_row, is_averaged
 from fedctl.weights import (
     Lazy,
     Weights,
-    check_finite,
-    check_spec,
-    check_update,
     digest,
     read_file,
     read_hyper_parameters,
@@ -64,13 +62,15 @@ def aggregate_files(
     weights: Sequence[float] | None = None,
     model: Path | None = None,
     memory: Path | None = None,
+    steps: Sequence[int] | None = None,
+    losses: Sequence[float | None] | None = None,
     force: bool = False,
 ) -> AggregateReport:
     """Aggregate .safetensors, .ckpt, .pt or .pth files into `output`, a .safetensors or a .ckpt that Lightning loads.
 
     Every file counts alike unless `weights` has a number for each. `model` is the one that the files were trained from,
-    for the strategies that move it, and `memory` what the strategy kept of an earlier round. A .ckpt takes its
-    hyper-parameters from the first file.
+    for the strategies that move it, and `memory` what the strategy kept of an earlier round; `steps` and `losses` are
+    each file's, as `Contribution` takes them. A .ckpt takes its hyper-parameters from the first file.
 
     Raises UsageError for a file that is missing, an `output` that exists (unless `force`) or has another suffix, and
     weights that are no weights; ConfigError for the strategy; ModelError, naming files and tensor, for content.
@@ -85,9 +85,10 @@ def aggregate_files(
     if model:
         check_update(start, tensors[0], what=str(model), against=str(files[0]))
 
+    told = zip(files, counted, tensors, steps or [0] * len(files), losses or [None] * len(files), strict=True)
     updates = [
-        Contribution(name=str(path), weight=weight, weights=found)
-        for path, weight, found in zip(files, counted, tensors, strict=True)
+        Contribution(name=str(path), weight=weight, weights=found, steps=taken, loss=loss)
+        for path, weight, found, taken, loss in told
     ]
     kept = Weights.open(memory) if memory else {}
     result = _checked(rule.aggregate(start, updates, kept).model)
@@ -118,10 +119,13 @@ def aggregate_round(
     strategy: Strategy,
     model_out: Path,
     memory_out: Path | None,
+    steps: Mapping[str, int] | None = None,
+    losses: Mapping[str, float] | None = None,
 ) -> Blob:
     """Write the next model to `model_out`, last of all, and return it as a blob.
 
     `updates` has the file and the number of examples of each node, by its name; they have passed `check_update`.
+    `steps` and `losses` have what is known besides, as `Contribution` takes it.
     `memory` is the previous round's `memory_out`, where there is one; a strategy without memory writes none.
     Raises ModelError for a file that is not sound, and for a strategy that makes values NaN or infinite.
     """
@@ -130,7 +134,15 @@ def aggregate_round(
     for name, (path, examples) in updates.items():
         weights = Weights.open(path)
         check_spec(weights.spec, start.spec, what=f"update of {name}")
-        contributions.append(Contribution(name=name, weight=examples, weights=weights))
+        contributions.append(
+            Contribution(
+                name=name,
+                weight=examples,
+                weights=weights,
+                steps=(steps or {}).get(name, 0),
+                loss=(losses or {}).get(name),
+            )
+        )
     try:
         outcome = strategy.aggregate(start, contributions, Weights.open(memory) if memory else {})
         check_spec(spec_of(outcome.model), start.spec, what="the aggregated model")
@@ -188,9 +200,9 @@ def _distance(update: Mapping[str, Tensor], result: Mapping[str, Tensor]) -> flo
     apart = norm = 0.0
     for name, spec in spec_of(result).items():
         if is_averaged(spec):
-            ours, theirs = update[name].reshape(-1), result[name].reshape(-1)
-            for start in range(0, spec.count, CHUNK):
-                a, b = (values[start : start + CHUNK].to(wide(values.dtype)) for values in (ours, theirs))
+            ours, theirs = in_a_row(update[name]), in_a_row(result[name])
+            for start in range(0, len(theirs), CHUNK):
+                a, b = (values[start : start + CHUNK].double() for values in (ours, theirs))
                 apart += float(torch.linalg.vector_norm(a - b)) ** 2
                 norm += float(torch.linalg.vector_norm(b)) ** 2
     return math.sqrt(apart / norm) if norm else None

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from fedctl.errors import ConfigError
 from fedctl.federation import Named
@@ -28,17 +28,34 @@ if TYPE_CHECKING:
 STRATEGIES: Mapping[str, str] = {
     "fedavg": "fedctl.strategies.mean:Mean",
     "fedavgm": "fedctl.strategies.momentum:Momentum",
+    "fedadam": "fedctl.strategies.fedadam:FedAdam",
+    "fedyogi": "fedctl.strategies.fedyogi:FedYogi",
+    "fedadagrad": "fedctl.strategies.fedadagrad:FedAdagrad",
+    "fednova": "fedctl.strategies.fednova:FedNova",
+    "qfedavg": "fedctl.strategies.qfedavg:QFedAvg",
     "median": "fedctl.strategies.median:Median",
+    "trimmed-mean": "fedctl.strategies.trimmed_mean:TrimmedMean",
+    "krum": "fedctl.strategies.krum:Krum",
+    "multi-krum": "fedctl.strategies.multi_krum:MultiKrum",
+    "bulyan": "fedctl.strategies.bulyan:Bulyan",
+    "geometric-median": "fedctl.strategies.geometric_median:GeometricMedian",
+    "norm-clip": "fedctl.strategies.norm_clip:NormClip",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contribution:
-    """One node's update: its weights, and how much it counts (the examples it was trained on; finite, 0 or more)."""
+    """One node's update: its weights, and how much it counts (the examples it was trained on; finite, 0 or more).
+
+    `steps` are those of the node's optimizer (0: none, or not known), and `loss` is what the node measured of the model
+    before it trained it (None: not known).
+    """
 
     name: str
     weight: float
     weights: Mapping[str, Tensor]
+    steps: int = 0
+    loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +70,8 @@ class Outcome:
 class Strategy(Protocol):
     """A rule of aggregation. `weighted` says whether the weights of contributions count in it."""
 
-    weighted: ClassVar[bool]
+    @property
+    def weighted(self) -> bool: ...
 
     def aggregate(
         self, model: Mapping[str, Tensor], updates: Sequence[Contribution], memory: Mapping[str, Tensor]
@@ -90,17 +108,16 @@ def build(named: Named, *, folder: Path | None = None) -> Strategy:
     another type or out of its range (`strategy/lr: should be above 0, not -1.0`).
     """
     module, _, member = resolve(named.name).partition(":")
-    kind = _imported(module, member, folder)
-    strategy = from_options(kind, named.options, where="strategy")
+    with _importable_from(folder):
+        strategy = from_options(_imported(module, member), named.options, where="strategy")
     if not isinstance(strategy, Strategy):
         raise ConfigError(f"strategy: {named.name} lacks `aggregate` or `weighted`")
     return strategy
 
 
-def _imported(module: str, member: str, folder: Path | None) -> type[Any]:
+def _imported(module: str, member: str) -> type[Any]:
     try:
-        with _importable_from(folder):
-            kind: type[Any] = getattr(importlib.import_module(module), member)
+        kind: type[Any] = getattr(importlib.import_module(module), member)
     except Exception as error:  # a user's module may raise anything while it is imported
         raise ConfigError(f"strategy: {module}:{member} cannot be imported: {error}") from error
     return kind

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from fedctl.strategies import Contribution, Outcome
@@ -32,13 +33,8 @@ class Mean:
         updates: Sequence[Contribution],
         memory: Mapping[str, Tensor],  # noqa: ARG002
     ) -> Outcome:
-        from fedctl.strategies.elementwise import in_name_order, mean_of, scaled
-        from fedctl.weights import Lazy, spec_of
+        from fedctl.strategies.elementwise import each, in_name_order, mean, scaled
 
         ordered = in_name_order(updates)
         weights = scaled([update.weight for update in ordered])
-
-        def mean(name: str) -> Tensor:
-            return mean_of([update.weights[name] for update in ordered], weights)
-
-        return Outcome(model=Lazy(spec_of(ordered[0].weights), mean))
+        return Outcome(model=each(partial(mean, weights=weights), ordered))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from fedctl.strategies import Contribution, Outcome
+from fedctl.strategies.options import check_not_negative
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,12 +20,16 @@ if TYPE_CHECKING:
 class Median:
     """The middle value of each coordinate, of an even number of updates the mean of the middle two.
 
-    Fewer than half of the nodes cannot move it without bound. Every node counts alike, whatever its examples. Complex
-    tensors take the median of real and imaginary parts apart; integers and booleans take the largest value of any node.
-    The median of one update is that update, to the bit. Keeps no memory.
+    Fewer than half of the nodes cannot move it without bound; with `hostile` it needs 2 hostile + 1 updates. Every node
+    counts alike, whatever its examples. Complex tensors take the median of real and imaginary parts apart; integers and
+    booleans take the largest value of any node. The median of one update is that update, to the bit. Keeps no memory.
     """
 
+    hostile: int = 0
     weighted: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_not_negative(hostile=self.hostile)
 
     def aggregate(
         self,
@@ -32,12 +37,9 @@ class Median:
         updates: Sequence[Contribution],
         memory: Mapping[str, Tensor],  # noqa: ARG002
     ) -> Outcome:
-        from fedctl.strategies.elementwise import in_name_order, median_of
-        from fedctl.weights import Lazy, spec_of
+        """As `Strategy.aggregate`; raises ModelError for too few updates."""
+        from fedctl.strategies.distances import require
+        from fedctl.strategies.elementwise import columns_at_once, each, in_name_order, median
 
-        ordered = in_name_order(updates)
-
-        def median(name: str) -> Tensor:
-            return median_of([update.weights[name] for update in ordered])
-
-        return Outcome(model=Lazy(spec_of(ordered[0].weights), median))
+        require("median", updates, hostile=self.hostile, least=2 * self.hostile + 1)
+        return Outcome(model=each(median, in_name_order(updates), chunk=columns_at_once(len(updates))))

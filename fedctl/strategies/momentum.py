@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar
 
-from fedctl.errors import ModelError
-from fedctl.header import TensorSpec
 from fedctl.strategies import Contribution, Outcome
+from fedctl.strategies.options import STATISTICS, check_above_zero, check_below_one
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,66 +31,34 @@ class Momentum:
 
     momentum: float = 0.5
     lr: float = 1.0
-    buffers: tuple[str, ...] = ("*running_mean", "*running_var")
+    buffers: tuple[str, ...] = STATISTICS
     weighted: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum should be at least 0 and below 1, not {self.momentum}")
-        if not self.lr > 0:
-            raise ValueError(f"lr should be above 0, not {self.lr}")
+        check_below_one(momentum=self.momentum)
+        check_above_zero(lr=self.lr)
 
     def aggregate(
         self, model: Mapping[str, Tensor], updates: Sequence[Contribution], memory: Mapping[str, Tensor]
     ) -> Outcome:
         """As `Strategy.aggregate`; raises ModelError where `model` is empty."""
-        import torch
+        from torch.optim.sgd import sgd
 
-        from fedctl.strategies.elementwise import (
-            in_chunks,
-            in_name_order,
-            is_averaged,
-            mean_of,
-            mean_of_chunks,
-            scaled,
-            wide,
-        )
-        from fedctl.weights import Lazy, spec_of
+        from fedctl.strategies.stepping import stepped
 
-        if not model:
-            raise ModelError("fedavgm moves the model that the updates started from, and none was given")
-        ordered = in_name_order(updates)
-        weights = scaled([update.weight for update in ordered])
-        spec = spec_of(ordered[0].weights)
-        velocities = {
-            name: TensorSpec(_velocity_dtype(tensor.dtype), tensor.shape)
-            for name, tensor in spec.items()
-            if is_averaged(tensor) and not any(fnmatchcase(name, pattern) for pattern in self.buffers)
-        }
+        def step(values: Tensor, gradient: Tensor, states: Sequence[Tensor], _: float) -> None:
+            sgd(
+                [values],
+                [gradient],
+                [states[0]],
+                foreach=False,
+                weight_decay=0,
+                momentum=self.momentum,
+                lr=self.lr,
+                dampening=0,
+                nesterov=False,
+                maximize=False,
+            )
 
-        def velocity(chunks: Sequence[Tensor]) -> Tensor:
-            old, start, *ends = chunks
-            dtype = wide(start.dtype)
-            return old.to(dtype) * self.momentum + (start.to(dtype) - mean_of_chunks(ends, weights))
-
-        def moved(chunks: Sequence[Tensor]) -> Tensor:
-            start = chunks[1]
-            return start.to(wide(start.dtype)) - self.lr * velocity(chunks)
-
-        def operands(name: str) -> list[Tensor]:
-            old = memory[name] if name in memory else torch.zeros_like(model[name])
-            return [old, model[name], *(update.weights[name] for update in ordered)]
-
-        def next_tensor(name: str) -> Tensor:
-            if name not in velocities:
-                return mean_of([update.weights[name] for update in ordered], weights)
-            return in_chunks(moved, operands(name), dtype=model[name].dtype)
-
-        def next_velocity(name: str) -> Tensor:
-            return in_chunks(velocity, operands(name), dtype=getattr(torch, velocities[name].dtype))
-
-        return Outcome(model=Lazy(spec, next_tensor), memory=Lazy(velocities, next_velocity))
-
-
-def _velocity_dtype(dtype: str) -> str:
-    return dtype if dtype in {"float64", "float32", "complex64"} else "float32"
+        kept = ("momentum_buffer",)
+        return stepped("fedavgm", model, updates, memory, step=step, states=kept, buffers=self.buffers)

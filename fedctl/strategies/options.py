@@ -1,8 +1,8 @@
 """Options as the fields of a frozen dataclass: names, types and ranges checked before anything starts.
 
-A field's type says what the option may be: bool, int, float (finite), str, None, a `tuple[kind, ...]` of these, or a
-union of them. `__post_init__` says its range by raising a ValueError that begins with the field's
-name ("lr should be above 0, not -1.0"). Standard library only.
+A field's type says what the option may be: bool, int, float (finite), str, None, a `tuple[kind, ...]` of these, a union
+of them, or another `Named` member of the family. `__post_init__` says its range by raising a ValueError that begins
+with the field's name ("lr should be above 0, not -1.0"). Standard library only.
 """
 
 import dataclasses
@@ -13,6 +13,10 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from fedctl.errors import ConfigError
+from fedctl.federation import Named
+
+STATISTICS = ("*running_mean", "*running_var")
+"""What BatchNorm's statistics are called: buffers, which are averaged and never stepped."""
 
 _WORDS: Mapping[Any, str] = {
     bool: "true or false",
@@ -20,6 +24,7 @@ _WORDS: Mapping[Any, str] = {
     float: "a number",
     str: "a text",
     NoneType: "nothing",
+    Named: "a name, or a mapping with a name and options",
 }
 _SHOWN = {"True": "true", "False": "false", "None": "nothing"}
 
@@ -51,6 +56,10 @@ def _fitted(value: Any, wanted: Any, where: str) -> Any:
             return float(value)
         if choice in (bool, int, str, NoneType) and type(value) is choice:
             return value
+        if choice is Named and isinstance(value, str):
+            return Named(name=value)
+        if choice is Named and isinstance(value, Mapping) and isinstance(value.get("name"), str):
+            return Named(name=value["name"], options={key: item for key, item in value.items() if key != "name"})
         if get_origin(choice) is tuple and isinstance(value, list | tuple):
             return tuple(_fitted(item, get_args(choice)[0], where) for item in value)
     raise ConfigError(f"{where}: should be {_words(wanted)}, not {_SHOWN.get(repr(value), repr(value)[:60])}")
@@ -73,3 +82,24 @@ def _suggestion(wrong: str, fields: Mapping[str, Any]) -> str:
     if close := difflib.get_close_matches(wrong, fields, n=1):
         return f"did you mean `{close[0]}`?"
     return f"its options are {', '.join(fields)}" if fields else "it has no options"
+
+
+def check_above_zero(**values: float) -> None:
+    """Refuse, with the ValueError that `from_options` takes, a value of 0 or less."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} should be above 0, not {value}")
+
+
+def check_below_one(**values: float) -> None:
+    """Refuse, with the ValueError that `from_options` takes, a value below 0, or of 1 or more."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} should be at least 0 and below 1, not {value}")
+
+
+def check_not_negative(**values: float) -> None:
+    """Refuse, with the ValueError that `from_options` takes, a value below 0."""
+    for name, value in values.items():
+        if value < 0:
+            raise ValueError(f"{name} should be at least 0, not {value}")

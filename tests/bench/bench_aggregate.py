@@ -17,6 +17,9 @@ from typing import Any, Self
 
 MILLION = 1_000_000
 TENSORS = 5  # the largest of a model is a fifth of it
+HOSTILE = 3
+OPTIONS = {name: {"hostile": HOSTILE} for name in ("trimmed-mean", "krum", "multi-krum", "bulyan")}
+FLOWER = Path(sys.prefix) / "flower" / "bin" / "python"
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
@@ -26,14 +29,15 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--parameters", type=int, default=25 * MILLION, help="of each model")
     parser.add_argument("--folder", type=Path, help="where to put 17 models (default: a temporary folder)")
     arguments = parser.parse_args(argv)
-    cases = [("fedavg", 4), ("fedavg", 16), ("fedavgm", 16), ("median", 16)]
+    strategies = ("fedavg", "fedavgm", "fedadam", "median", "trimmed-mean", "krum", "bulyan", "geometric-median")
+    cases = [("fedavg", 4), *((strategy, 16) for strategy in strategies)]
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         write_updates(Path(folder), count=16, parameters=arguments.parameters)
         rows = [in_a_process(Path(folder), strategy, count) for strategy, count in cases]
-    print(f"{'strategy':10}{'updates':>9}{'seconds':>9}{'GB/s of input':>15}{'anonymous MB':>14}{'model MB':>10}")
+    print(f"{'strategy':17}{'updates':>9}{'seconds':>9}{'GB/s of input':>15}{'anonymous MB':>14}{'model MB':>10}")
     for row in rows:
         print(
-            f"{row['strategy']:10}{row['updates']:9}{row['seconds']:9.2f}{row['input_gb_per_s']:15.2f}"
+            f"{row['strategy']:17}{row['updates']:9}{row['seconds']:9.2f}{row['input_gb_per_s']:15.2f}"
             f"{row['anonymous_mb']:14.0f}{row['model_mb']:10.0f}"
         )
     if arguments.json:
@@ -41,7 +45,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     return rows
 
 
-def write_updates(folder: Path, *, count: int, parameters: int) -> None:
+def write_updates(folder: Path, *, count: int, parameters: int, dtype: str = "float32") -> None:
     """`count` files of random values, `0.safetensors` and on, of `parameters` elements in equal tensors."""
     import torch
 
@@ -49,41 +53,53 @@ def write_updates(folder: Path, *, count: int, parameters: int) -> None:
 
     for number in range(count):
         generator = torch.Generator().manual_seed(number)
-        tensors = {f"layer{n}": torch.randn(parameters // TENSORS, generator=generator) for n in range(TENSORS)}
-        save(folder / f"{number}.safetensors", tensors)
+        values = [torch.randn(parameters // TENSORS, generator=generator) for _ in range(TENSORS)]
+        save(
+            folder / f"{number}.safetensors",
+            {f"layer{n}": value.to(getattr(torch, dtype)) for n, value in enumerate(values)},
+        )
 
 
-def in_a_process(folder: Path, strategy: str, count: int) -> dict[str, Any]:
+def in_a_process(folder: Path, strategy: str, count: int, *, tries: int = 3) -> dict[str, Any]:
     """The row of one case, measured by a fresh interpreter."""
-    argv = [sys.executable, __file__, "--measure", str(folder), strategy, str(count)]
+    argv = [sys.executable, __file__, "--measure", str(folder), strategy, str(count), str(tries)]
     done = subprocess.run(argv, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     row: dict[str, Any] = json.loads(done.stdout)
     return row
 
 
-def measure(folder: Path, strategy: str, count: int) -> dict[str, Any]:
+def of_flower(folder: Path, strategy: str, count: int) -> float:
+    """Seconds that Flower's strategy takes for the same arrays, which it has in memory; `make bench` installs it."""
+    script = Path(__file__).with_name("flower_aggregate.py")
+    argv = [FLOWER, script, folder, strategy, str(count), str(HOSTILE)]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def measure(folder: Path, strategy: str, count: int, tries: int) -> dict[str, Any]:
     """Aggregate the first `count` updates in `folder`, after a small rehearsal that loads every library."""
     from fedctl.aggregation import aggregate_round
     from fedctl.federation import Named
     from fedctl.strategies import build
 
-    write_updates(rehearsal := Path(tempfile.mkdtemp(dir=folder)), count=2, parameters=TENSORS)
+    least = 4 * HOSTILE + 3  # as many as bulyan needs
+    write_updates(rehearsal := Path(tempfile.mkdtemp(dir=folder)), count=least, parameters=TENSORS)
 
     def aggregate(source: Path, files: int) -> None:
         aggregate_round(
             source / "0.safetensors",
             {f"node-{n:02d}": (source / f"{n}.safetensors", n + 1) for n in range(files)},
             memory=None,
-            strategy=build(Named(name=strategy)),
+            strategy=build(Named(name=strategy, options=OPTIONS.get(strategy, {}))),
             model_out=source / "model.out",
             memory_out=source / "memory.out",
         )
 
-    aggregate(rehearsal, 2)
+    aggregate(rehearsal, least)
     with Peak() as peak:  # first, before freed memory blurs where it starts; and apart, since sampling takes its time
         aggregate(folder, count)
     seconds = float("inf")
-    for _ in range(3):
+    for _ in range(tries):
         start = time.perf_counter()
         aggregate(folder, count)
         seconds = min(seconds, time.perf_counter() - start)
@@ -130,6 +146,6 @@ def anonymous_memory() -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
-        print(json.dumps(measure(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))))
+        print(json.dumps(measure(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))))
     else:
         main()

@@ -156,7 +156,7 @@ def test_the_model_and_the_memory_are_for_strategies_that_move_it(files, tmp_pat
     strategy, output = Named(name="fedavgm", options={"momentum": 0.5}), tmp_path / "out.safetensors"
     with pytest.raises(ModelError, match="none was given"):
         aggregate_files(files, strategy=strategy, output=output)
-    save(tmp_path / "memory.safetensors", {"weight": torch.full((50, 30), 4.0)})
+    save(tmp_path / "memory.safetensors", {"weight/momentum_buffer": torch.full((50, 30), 4.0)})
     aggregate_files(files[:1], strategy=strategy, output=output, model=files[0], memory=tmp_path / "memory.safetensors")
     assert torch.allclose(Weights.open(output)["weight"], tensors(0)["weight"] - 2, atol=1e-6)
 
@@ -230,3 +230,22 @@ def test_a_model_that_diverged_is_refused_and_not_written(tmp_path):
             memory_out=None,
         )
     assert not (tmp_path / "next.safetensors").exists()
+
+
+def test_steps_and_losses_reach_the_strategies_that_need_them(files, tmp_path):
+    """With q = 0, and with the same number of steps, both are the plain mean."""
+    spec = {path.stem: (path, 1) for path in files}
+    aggregate_files(files, strategy=FEDAVG, output=tmp_path / "mean.safetensors")
+    mean = Weights.open(tmp_path / "mean.safetensors")["weight"]
+    for name, options in (("fednova", {}), ("qfedavg", {"q": 0})):
+        known = {"steps": {path.stem: 3 for path in files}, "losses": {path.stem: 0.5 for path in files}}
+        out = {"model_out": tmp_path / f"{name}.safetensors", "memory_out": None}
+        strategy = build(Named(name=name, options=options))
+        aggregate_round(files[0], spec, memory=None, strategy=strategy, **out, **known)
+        assert torch.allclose(Weights.open(out["model_out"])["weight"], mean, atol=1e-6)
+        with pytest.raises(ModelError, match="has none of alice"):
+            aggregate_round(files[0], spec, memory=None, strategy=strategy, **out)
+        of_files = {"steps": [3, 3, 3], "losses": [0.5, 0.5, 0.5], "model": files[0]}
+        output = tmp_path / f"{name}-of-files.safetensors"
+        aggregate_files(files, strategy=Named(name=name, options=options), output=output, **of_files)
+        assert digest(output) == digest(out["model_out"])
