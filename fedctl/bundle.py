@@ -240,7 +240,7 @@ def _spec(rules: Iterable[str]) -> "GitIgnoreSpec":
 def preload(federation: Federation) -> tuple[str, ...]:
     """The heavy modules that a worker imports before it forks: torch, and the Lightning that the user's code names."""
     names: set[str] = set()
-    for target in (federation.task.model, federation.task.data):
+    for target in federation.task.targets:
         source = federation.folder / target.partition(":")[0]
         try:
             tree = ast.parse(source.read_text())

@@ -1,7 +1,7 @@
 """What `fed.yaml` means, as frozen dataclasses: what should be.
 
 Pure and standard library only. `topology` reads the file into these; everything else takes them from there and never
-sees YAML. All options of a strategy are kept as plain values here and are checked by the strategy's own dataclass.
+sees YAML. All options of a strategy or a local rule are kept as plain values here and are checked by its own dataclass.
 """
 
 import math
@@ -20,6 +20,18 @@ class Monitor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Callback:
+    """A Lightning callback of the user's own: `file.py:Class`, and its arguments."""
+
+    target: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a node is told."""
+        return {"class": self.target, "args": dict(self.args)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSpec:
     """The user's own code: `file.py:Class` of a LightningModule and a LightningDataModule, and their arguments."""
 
@@ -28,7 +40,13 @@ class TaskSpec:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     data_args: Mapping[str, Any] = field(default_factory=dict)
     trainer: Mapping[str, Any] = field(default_factory=dict)
+    callbacks: tuple[Callback, ...] = ()
     monitor: Monitor = Monitor()
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Every `file.py:Class` that a node imports."""
+        return (self.model, self.data, *(each.target for each in self.callbacks))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +134,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Federation:
-    """One federation, whole and checked. `folder` holds fed.yaml and the user's code."""
+    """One federation, whole and checked. `folder` holds fed.yaml and the user's code.
+
+    `local` is what a node's training follows beyond the user's code (None: nothing).
+    """
 
     name: str
     folder: Path
@@ -126,6 +147,7 @@ class Federation:
     rounds: int = 10
     compare: bool = False
     strategy: Named = Named(name="fedavg")
+    local: Named | None = None
     codec: str = "none"
     schedule: Schedule = Schedule()
     limits: Limits = Limits()

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from fedctl.strictjson import a_count, a_flag, a_list, a_mapping, a_number
+
 Kind = Literal["train", "evaluate", "alone", "compare", "initialize"]
 
 _LETTERS: Mapping[str, Kind] = {
@@ -79,7 +81,7 @@ class Blob:
         digest, size = fields["digest"], fields["size"]
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             raise ValueError(f"not a SHA-256 digest: {digest!r}")
-        return cls(digest=digest, size=_count(size, "size"))
+        return cls(digest=digest, size=a_count(size, "size"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +97,7 @@ class Score:
     @classmethod
     def from_json(cls, value: Any) -> "Score":
         fields = _fields(value, cls)
-        return cls(examples=_count(fields["examples"], "examples"), metrics=_metrics(fields["metrics"]))
+        return cls(examples=a_count(fields["examples"], "examples"), metrics=_metrics(fields["metrics"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +108,8 @@ class Task:
     `trainer` holds arguments of Lightning's Trainer; `threads` bounds torch's own threads (0 leaves torch's choice).
     A training hands in what it has done after so many `seconds` (None: it comes to its end). `when` says when the node
     may be used, as the agent's `may` takes it (empty: always); a `partial` training hands in what it has done when it
-    may be used no more, others come to nothing then.
+    may be used no more, others come to nothing then. `callbacks` are the user's, each a `class` (`file.py:Class`) and
+    its `args`; `local` is the name and the options of a local rule (empty: none).
     """
 
     key: TaskKey
@@ -122,6 +125,8 @@ class Task:
     seconds: float | None = None
     partial: bool = False
     when: Mapping[str, Any] = field(default_factory=dict)
+    callbacks: tuple[Mapping[str, Any], ...] = ()
+    local: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return _to_json(self)
@@ -129,21 +134,23 @@ class Task:
     @classmethod
     def from_json(cls, value: Any) -> "Task":
         fields = _fields(value, cls)
-        models = {label: Blob.from_json(blob) for label, blob in _object(fields["models"], "models").items()}
+        models = {label: Blob.from_json(blob) for label, blob in a_mapping(fields["models"], "models").items()}
         return cls(
             key=TaskKey.parse(fields["key"]),
-            seed=_count(fields["seed"], "seed"),
+            seed=a_count(fields["seed"], "seed"),
             model=_text(fields["model"], 1_000),
-            model_args=_object(fields["model_args"], "model_args"),
+            model_args=a_mapping(fields["model_args"], "model_args"),
             data=_text(fields["data"], 1_000),
-            data_args=_object(fields["data_args"], "data_args"),
-            trainer=_object(fields["trainer"], "trainer"),
+            data_args=a_mapping(fields["data_args"], "data_args"),
+            trainer=a_mapping(fields["trainer"], "trainer"),
             models=models,
             codec=_text(fields["codec"], 100),
-            threads=_count(fields["threads"], "threads"),
-            seconds=None if fields["seconds"] is None else _number(fields["seconds"], "seconds"),
-            partial=_flag(fields["partial"], "partial"),
-            when=_object(fields["when"], "when"),
+            threads=a_count(fields["threads"], "threads"),
+            seconds=None if fields["seconds"] is None else a_number(fields["seconds"], "seconds"),
+            partial=a_flag(fields["partial"], "partial"),
+            when=a_mapping(fields["when"], "when"),
+            callbacks=tuple(_callback(each) for each in a_list(fields["callbacks"], "callbacks")),
+            local=a_mapping(fields["local"], "local"),
         )
 
 
@@ -177,23 +184,23 @@ class Result:
     @classmethod
     def from_json(cls, value: Any) -> "Result":
         fields = _fields(value, cls)
-        scores = _object(fields["scores"], "scores")
+        scores = a_mapping(fields["scores"], "scores")
         if len(scores) > 100_000:
             raise ValueError("scores must be an object of at most 100000 entries")
         return cls(
             key=TaskKey.parse(_text(fields["key"], 200)),
-            examples=_count(fields["examples"], "examples"),
+            examples=a_count(fields["examples"], "examples"),
             metrics=_metrics(fields["metrics"]),
             scores={_text(label, 100): Score.from_json(score) for label, score in scores.items()},
             update=None if fields["update"] is None else Blob.from_json(fields["update"]),
-            steps=_count(fields["steps"], "steps"),
-            partial=_flag(fields["partial"], "partial"),
-            seconds=_number(fields["seconds"], "seconds"),
+            steps=a_count(fields["steps"], "steps"),
+            partial=a_flag(fields["partial"], "partial"),
+            seconds=a_number(fields["seconds"], "seconds"),
             accelerator=_text(fields["accelerator"], 200),
             error=None if fields["error"] is None else _text(fields["error"], 2_000),
             detail=_text(fields["detail"], 20_000),
-            retryable=_flag(fields["retryable"], "retryable"),
-            ask_again_s=None if fields["ask_again_s"] is None else _number(fields["ask_again_s"], "ask_again_s"),
+            retryable=a_flag(fields["retryable"], "retryable"),
+            ask_again_s=None if fields["ask_again_s"] is None else a_number(fields["ask_again_s"], "ask_again_s"),
         )
 
 
@@ -224,7 +231,7 @@ class Progress:
         fields = _fields(value, cls)
         if fields["phase"] not in get_args(Phase):
             raise ValueError(f"unknown phase: {fields['phase']!r}")
-        counts = {name: _count(fields[name], name) for name in ("epoch", "epochs", "step", "steps")}
+        counts = {name: a_count(fields[name], name) for name in ("epoch", "epochs", "step", "steps")}
         key = TaskKey.parse(_text(fields["key"], 200))
         return cls(key=key, phase=fields["phase"], metrics=_metrics(fields["metrics"]), **counts)
 
@@ -261,28 +268,10 @@ def _fields(value: Any, kind: type) -> dict[str, Any]:
     return dict(value)
 
 
-def _object(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} must be an object")
-    return value
-
-
-def _flag(value: Any, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false")
-    return value
-
-
-def _count(value: Any, name: str) -> int:
-    if type(value) is not int or not 0 <= value < 2**53:
-        raise ValueError(f"{name} must be a whole number from 0")
-    return value
-
-
-def _number(value: Any, name: str) -> float:
-    if type(value) not in (int, float) or not abs(value) < 2**1023:
-        raise ValueError(f"{name} must be a finite number")
-    return float(value)
+def _callback(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or set(value) != {"class", "args"}:
+        raise ValueError("a callback must be an object with exactly class, args")
+    return {"class": _text(value["class"], 1_000), "args": a_mapping(value["args"], "args")}
 
 
 def _text(value: Any, longest: int) -> str:
@@ -295,4 +284,4 @@ def _metrics(value: Any) -> dict[str, float]:
     """Metrics may be NaN (a diverged loss is a fact worth showing), so they are finite or null on the wire."""
     if not isinstance(value, dict) or len(value) > 1_000:
         raise ValueError("metrics must be an object of at most 1000 numbers")
-    return {_text(name, 200): math.nan if number is None else _number(number, name) for name, number in value.items()}
+    return {_text(name, 200): math.nan if number is None else a_number(number, name) for name, number in value.items()}

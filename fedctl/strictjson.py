@@ -1,4 +1,4 @@
-"""JSON that may come from anybody: each text means one thing, or nothing.
+"""JSON that may come from anybody: each text means one thing, or nothing, and each value is of the type it should be.
 
 Standard library only, and nothing of ours: the nodes run this module too, under Python 3.10 or newer.
 """
@@ -29,3 +29,34 @@ def _refuse(constant: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_distinct, parse_constant=_refuse)
+
+
+def a_mapping(value: Any, name: str) -> dict[str, Any]:
+    """The value where it is an object; this and the others raise ValueError, with the value's name in it."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be an object")
+    return value
+
+
+def a_list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} must be a list")
+    return value
+
+
+def a_flag(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false")
+    return value
+
+
+def a_count(value: Any, name: str) -> int:
+    if type(value) is not int or not 0 <= value < 2**53:
+        raise ValueError(f"{name} must be a whole number from 0")
+    return value
+
+
+def a_number(value: Any, name: str) -> float:
+    if type(value) not in (int, float) or not abs(value) < 2**1023:
+        raise ValueError(f"{name} must be a finite number")
+    return float(value)

@@ -35,7 +35,7 @@ MOST_LINES = 300
 PURE = {
     "errors": (),
     "strictjson": (),
-    "records": (),
+    "records": ("strictjson",),
     "federation": (),
     "events": ("records", "strictjson"),
     "runstate": ("events", "records"),
@@ -228,6 +228,7 @@ def command(*argv: str) -> str:
             ),
             HEAVY,
         ),
+        ("from fedctl.node.rules import RULES, build; [build({'name': name}) for name in RULES]", HEAVY),
     ],
 )
 def test_what_is_not_needed_is_not_loaded(code, kept_out, run_folder):

@@ -18,10 +18,10 @@ from fedctl.hosts import MOST_AT_ONCE, Hosts
 from fedctl.node.agent import MOST_PATHS
 from fedctl.operations import findings
 from fedctl.operations.accepting import Ask, accept
+from fedctl.operations.algorithm import build_algorithm
 from fedctl.operations.findings import Finding
 from fedctl.operations.rehearsal import rehearse
 from fedctl.records import Blob
-from fedctl.strategies import build
 from fedctl.transports.sshconfig import KNOWN_HOSTS
 
 ENVIRONMENT_SIZE, CUDA_ENVIRONMENT_SIZE = 1_500_000_000, 6_000_000_000
@@ -54,7 +54,7 @@ def check(
     With `ask`, host keys that are unknown are accepted where it says so.
     """
     federation = topology.load(path, overrides)
-    build(federation.strategy, folder=federation.folder)
+    build_algorithm(federation)
     work = work_of(federation)
     hosts = Hosts(federation, work)
     groups: dict[Host, list[Node]] = {}
@@ -162,8 +162,7 @@ class _Look:
         """The import of the user's code; in the coordinator's own environment the first model is the proof of it."""
         if node.host == "local" and node.python is None:
             return Finding(name="import", passed=True, value="as your code here")
-        task = self.federation.task
-        files = dict.fromkeys(target.partition(":")[0] for target in (task.model, task.data))
+        files = dict.fromkeys(target.partition(":")[0] for target in self.federation.task.targets)
         modules = [file.removesuffix(".py").replace("/", ".") for file in files]
         answer = ask("trial", **interpreter, bundle=self.work.bundle.digest, modules=modules)
         return findings.trial(answer, bundle.explain_missing(self.federation.folder, str(answer.get("failure"))))

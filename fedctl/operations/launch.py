@@ -19,12 +19,12 @@ from fedctl.host import Host, Work
 from fedctl.hosts import Hosts
 from fedctl.journal import read
 from fedctl.lease import Superseded
+from fedctl.operations.algorithm import build_algorithm
 from fedctl.operations.rehearsal import rehearse
 from fedctl.records import Blob
 from fedctl.rundir import RunDir
 from fedctl.sinks import MetricsSink
 from fedctl.state import RunState, fold
-from fedctl.strategies import build
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class Interrupted(FedctlError):
 def dry_run(path: Path, overrides: Sequence[str] = ()) -> DryRun:
     """What a launch would do; builds the first model in a folder of its own and leaves no trace."""
     federation = topology.load(path, overrides)
-    build(federation.strategy, folder=federation.folder)
+    build_algorithm(federation)
     made = environments(federation)
     model = rehearse(federation)
     hosts = {(node.host, node.user, node.port, node.python) for node in federation.nodes}
@@ -108,7 +108,7 @@ def begin(path: Path, name: str | None, overrides: Sequence[str]) -> tuple[Feder
     federation = topology.load(path, overrides)
     if name is not None:
         rundir.check_name(name)
-    build(federation.strategy, folder=federation.folder)
+    build_algorithm(federation)
     environments(federation)
     run = rundir.create(
         federation.folder,
@@ -180,7 +180,7 @@ def _coordinate(
                 run=run,
                 lease=lease,
                 hosts=hosts,
-                strategy=build(federation.strategy, folder=federation.folder),
+                strategy=build_algorithm(federation),
                 sinks=(metrics, *sinks),
                 hold=hold,
             ).run()

@@ -18,8 +18,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedctl.errors import ConfigError
-from fedctl.federation import Federation, Limits, Monitor, Schedule, TaskSpec, needed
-from fedctl.topology.document import Document, read
+from fedctl.federation import Callback, Federation, Limits, Monitor, Schedule, TaskSpec, needed
+from fedctl.topology.document import Address, Document, read
 from fedctl.topology.expand import expand, node_problems
 from fedctl.topology.fields import SET_BY_FEDCTL
 from fedctl.topology.overrides import override
@@ -99,8 +99,11 @@ def _problems(section: FederationSection, folder: Path, document: Document) -> I
 
 
 def _task_problems(task: TaskSection, folder: Path) -> Iterator[Problem]:
-    for key in ("model", "data"):
-        if problem := reference_problem(getattr(task, key), folder, ("task", key)):
+    references: dict[Address, str] = {("task", "model"): task.model, ("task", "data"): task.data}
+    for index, callback in enumerate(task.callbacks or []):
+        references["task", "callbacks", index, "class"] = callback.target
+    for address, reference in references.items():
+        if problem := reference_problem(reference, folder, address):
             yield problem
     for key in task.trainer or {}:
         if key in SET_BY_FEDCTL:
@@ -151,4 +154,5 @@ def _task(section: TaskSection) -> TaskSpec:
     if not {"max_epochs", "max_steps"} & trainer.keys():
         trainer["max_epochs"] = 1
     monitor = Monitor(**section.monitor.given) if section.monitor else Monitor()
-    return TaskSpec(**{**section.given, "trainer": trainer, "monitor": monitor})
+    callbacks = tuple(Callback(**each.given) for each in section.callbacks or [])
+    return TaskSpec(**{**section.given, "trainer": trainer, "monitor": monitor, "callbacks": callbacks})

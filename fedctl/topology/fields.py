@@ -19,6 +19,7 @@ NAME_RULE = "should be at most 64 letters, digits, dots, `_` or `-`, beginning w
 SET_BY_FEDCTL = {
     "accelerator": "give `accelerator` to the nodes, or to `defaults`",
     "devices": "give `devices` to the nodes, or to `defaults`",
+    "callbacks": "name them in `task.callbacks`, as `file.py:Class`",
     "num_nodes": "remove it: a node trains on its own `accelerator` and `devices`",
     "logger": "remove it: metrics go to the run's folder",
     "enable_checkpointing": "remove it: every round's model is kept in the run's folder",
@@ -176,6 +177,14 @@ def _devices(value: Any) -> int | str:
 
 
 def _strategy(value: Any) -> Named:
+    return _named(value, "strategy", "such as {name: fedavg}")
+
+
+def _local_rule(value: Any) -> Named | None:
+    return None if value is None else _named(value, "local rule", "such as {name: fedprox}; null is without one")
+
+
+def _named(value: Any, what: str, hint: str) -> Named:
     fields = {"name": value} if isinstance(value, str) else value
     if not isinstance(fields, dict):
         raise refusal(f"should be a name, or a mapping with a name and options, not {describe(value)}")
@@ -183,7 +192,7 @@ def _strategy(value: Any) -> Named:
         case str(name) if name.strip():
             return Named(name=name, options={key: option for key, option in fields.items() if key != "name"})
         case other:
-            raise refusal(f"should have the name of a strategy, not {describe(other)}", "such as {name: fedavg}")
+            raise refusal(f"should have the name of a {what}, not {describe(other)}", hint)
 
 
 def _reference(text: str) -> str:
@@ -231,5 +240,6 @@ Accelerator = Annotated[str, one_of("auto", "cpu", "gpu", "mps")]
 Mode = Annotated[str, one_of("min", "max")]
 OnlyNone = Annotated[str, one_of("none")]
 Strategy = Annotated[Named, PlainValidator(_strategy)]
+LocalRule = Annotated[Named | None, PlainValidator(_local_rule)]
 Patterns = Annotated[list[Any], AfterValidator(_nothing_kept)]
 SomeOf = AfterValidator(_some)

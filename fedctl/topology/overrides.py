@@ -38,7 +38,7 @@ def _resolve(value: Any, parts: Sequence[str], name: str) -> Address:
         if isinstance(value, list):
             index, used = _index(value, address, parts, name)
             value, address, parts = value[index], (*address, index), parts[used:]
-        elif isinstance(value, dict) or value is None or _is_short_strategy(address, value):
+        elif isinstance(value, dict) or value is None or _is_short(address, value):
             value = value.get(parts[0]) if isinstance(value, dict) else None
             address, parts = (*address, parts[0]), parts[1:]
         else:
@@ -73,6 +73,6 @@ def _put(value: Any, address: Address, new: Any) -> Any:
     return {**section, first: _put(section.get(first), rest, new)}
 
 
-def _is_short_strategy(address: Address, value: Any) -> bool:
-    """`strategy: fedavg` is short for `strategy: {name: fedavg}`, which options may join."""
-    return address == ("strategy",) and isinstance(value, str)
+def _is_short(address: Address, value: Any) -> bool:
+    """`strategy: fedavg` is short for `strategy: {name: fedavg}`, which options may join; so it is for `local`."""
+    return address in (("strategy",), ("local",)) and isinstance(value, str)

@@ -5,7 +5,7 @@ A key that is absent is left to the defaults of `fedctl.federation`: `given` has
 
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fedctl.topology.document import Address
 from fedctl.topology.fields import (
@@ -17,6 +17,7 @@ from fedctl.topology.fields import (
     Factor,
     Hours,
     Limit,
+    LocalRule,
     Mode,
     Name,
     Natural,
@@ -58,12 +59,25 @@ class MonitorSection(Section):
     mode: Mode = ABSENT
 
 
+class CallbackSection(Section):
+    target: Annotated[Reference, Field(alias="class")]
+    args: dict[str, Any] = ABSENT
+
+
+def _written_out(callbacks: Any) -> Any:
+    """`file.py:Class` is short for `{class: file.py:Class}`."""
+    if not isinstance(callbacks, list):
+        return callbacks
+    return [{"class": each} if isinstance(each, str) else each for each in callbacks]
+
+
 class TaskSection(Section):
     model: Reference
     data: Reference
     model_args: dict[str, Any] = ABSENT
     data_args: dict[str, Any] = ABSENT
     trainer: dict[str, Any] = ABSENT
+    callbacks: Annotated[list[CallbackSection], BeforeValidator(_written_out)] = ABSENT
     monitor: MonitorSection = ABSENT
 
 
@@ -132,6 +146,7 @@ class FederationSection(Section):
     rounds: Positive = ABSENT
     task: TaskSection
     strategy: Strategy = ABSENT
+    local: LocalRule = ABSENT
     schedule: ScheduleSection = ABSENT
     limits: LimitsSection = ABSENT
     share: ShareSection = ABSENT

@@ -65,6 +65,7 @@ def planned(plan: "DryRun", *, as_json: bool) -> None:
             ("nodes", f"{len(names)}: {shown}"),
             ("rounds", f"{federation.rounds}, with {plan.cohort} nodes each, of which {plan.quorum} must answer"),
             ("strategy", federation.strategy.name),
+            *([("local", federation.local.name)] if federation.local else []),
             ("model", f"{federation.task.model}, {size(plan.model.size)}"),
             ("a round", f"{size(plan.sent)} to the nodes, {size(plan.received)} back"),
             ("the run", f"{size((plan.sent + plan.received) * federation.rounds)} in all"),

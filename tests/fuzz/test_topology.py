@@ -18,6 +18,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("federation")
     (folder / "model.py").write_text("class DigitsNet: ...\n")
     (folder / "data.py").write_text("class DigitsData: ...\n")
+    (folder / "averaging.py").write_text("class EMA: ...\nclass Late: ...\n")
     return folder
 
 

@@ -23,6 +23,8 @@ TASK = Task(
     seconds=540.0,
     partial=True,
     when={"hours": [[1200, 360]], "days": [0], "command": ["/opt/idle"]},
+    callbacks=({"class": "ema.py:EMA", "args": {"decay": 0.99}},),
+    local={"name": "fedprox", "mu": 0.1},
 )
 RESULT = Result(
     key=KEY,
@@ -134,6 +136,11 @@ def changed(record, **fields):
         (Task, changed(TASK, seconds="540")),
         (Task, changed(TASK, partial=1)),
         (Task, changed(TASK, when=None)),
+        (Task, changed(TASK, local="fedprox")),
+        (Task, changed(TASK, callbacks={})),
+        (Task, changed(TASK, callbacks=["ema.py:EMA"])),
+        (Task, changed(TASK, callbacks=[{"class": "ema.py:EMA"}])),
+        (Task, changed(TASK, callbacks=[{"class": "ema.py:EMA", "args": None}])),
     ],
 )
 def test_another_type_or_bound_is_refused(kind, value):

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedctl.errors import ConfigError, FedctlError, UsageError
-from fedctl.federation import Federation, Limits, Monitor, Named, Node, Schedule, When
+from fedctl.federation import Callback, Federation, Limits, Monitor, Named, Node, Schedule, When
 from fedctl.topology import load, parse
 from fedctl.topology.schema import Section
 
@@ -48,6 +48,7 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("federation")
     (root / "model.py").write_text(MODEL)
     (root / "data.py").write_text("class DigitsData: ...\n")
+    (root / "averaging.py").write_text("from elsewhere import Late\nclass EMA: ...\n")
     (root / "star.py").write_text("from elsewhere import *\n")
     (root / "plain.py").write_text("")
     (root / "broken.py").write_text("x = 1\nclass :\n")
@@ -213,6 +214,49 @@ def test_a_share_stays_a_share_and_a_number_a_number(read):
 )
 def test_strategies(read, line, strategy):
     assert read(with_top(line)).strategy == strategy
+
+
+@pytest.mark.parametrize(
+    ("line", "local"),
+    [
+        ("", None),
+        ("local: null", None),
+        ("local: fedprox", Named(name="fedprox")),
+        ("local: {name: fedprox, mu: 0.1}", Named(name="fedprox", options={"mu": 0.1})),
+    ],
+)
+def test_local_rules(read, line, local):
+    assert read(with_top(line)).local == local
+
+
+@pytest.mark.parametrize(
+    ("entry", "callback"),
+    [
+        ("averaging.py:EMA", Callback(target="averaging.py:EMA")),
+        ("{class: averaging.py:EMA}", Callback(target="averaging.py:EMA")),
+        ("{class: averaging.py:Late, args: {lr: 1}}", Callback(target="averaging.py:Late", args={"lr": 1})),
+    ],
+)
+def test_callbacks(read, entry, callback):
+    task = read(with_task(f"callbacks: [{entry}]")).task
+    assert task.callbacks == (callback,)
+    assert task.targets == ("model.py:DigitsNet", "data.py:DigitsData", callback.target)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[averaging.py:EMAA]", "task/callbacks/0/class: no class EMAA in averaging.py"),
+        ("[averaging.py:EMA, {class: gone.py:X}]", 'task/callbacks/1/class: there is no file "gone.py"'),
+        ("[EMA]", 'task/callbacks/0/class: should be a file and a class in it, not "EMA"'),
+        ("[{args: {}}]", "task/callbacks/0/class: missing"),
+        ("[{class: averaging.py:EMA, decay: 1}]", "task/callbacks/0/decay: unknown key"),
+        ("[3]", "task/callbacks/0: should be a mapping, not 3"),
+        ("averaging.py:EMA", 'task/callbacks: should be a list, not "averaging.py:EMA"'),
+    ],
+)
+def test_callbacks_that_are_wrong(assert_error, value, message):
+    assert_error(with_task(f"callbacks: {value}"), f"fed.yaml:5: {message}")
 
 
 def test_nodes_take_defaults_and_data_is_merged(read):
@@ -394,6 +438,8 @@ NAME = "should be at most 64 letters, digits, dots, `_` or `-`, beginning with a
         ("strategy: 3", "strategy: should be a name, or a mapping with a name and options, not 3"),
         ("strategy: {lr: 1}", "strategy: should have the name of a strategy, not empty"),
         ("strategy: ' '", 'strategy: should have the name of a strategy, not " "'),
+        ("local: 3", "local: should be a name, or a mapping with a name and options, not 3"),
+        ("local: {mu: 1}", "local: should have the name of a local rule, not empty"),
         ("defaults: {name: x}", "defaults/name: unknown key"),
         ("defaults: {accelerator: tpu}", 'defaults/accelerator: should be auto, cpu, gpu or mps, not "tpu"'),
     ],
@@ -810,6 +856,7 @@ TWO = with_nodes("{name: alice, data: {site: 0}}", "{name: bob.example, slots: 1
         (["nodes=[{name: zoe}]"], lambda f: f.nodes, (Node(name="zoe"),)),
         (["strategy.lr=0.1"], lambda f: f.strategy, Named(name="fedavg", options={"lr": 0.1})),
         (["strategy.name=x", "strategy.lr=1e-3"], lambda f: f.strategy, Named(name="x", options={"lr": 0.001})),
+        (["local=fedprox", "local.mu=0.1"], lambda f: f.local, Named(name="fedprox", options={"mu": 0.1})),
         (["task.trainer.x=[a, b]", "task.trainer.x.1=c"], lambda f: f.task.trainer["x"], ["a", "c"]),
     ],
 )  # fmt: skip
@@ -933,7 +980,7 @@ def test_the_example_and_the_page_have_every_key(section):
     example, page = (ROOT / "fed.yaml.example").read_text(), (ROOT / "docs" / "fed-yaml.md").read_text()
     for key in section.allowed():
         assert f"{key}:" in example
-        assert any(f"| `{prefix}{key}` |" in page for prefix in ("", "monitor.", "share.", "when.")), key
+        assert any(f"| `{prefix}{key}` |" in page for prefix in ("", "callbacks.", "monitor.", "share.", "when.")), key
 
 
 def test_the_example_has_a_comment_for_every_key():
@@ -953,6 +1000,7 @@ def test_the_errors_on_the_page_are_real(read):
         (with_top("rounds: on"),),
         (SMALLEST.replace("DigitsNet", "DigitNet"),),
         (with_top("strategy: {lr: 1}"),),
+        (with_top("local: {mu: 1}"),),
         (with_nodes(*(f"name: n{i}" for i in range(4))) + "\nschedule: {quorum: 5}",),
         (with_top("share: {except: [a]}"),),
         (with_nodes("{name: a, when: {hours: evening}}"),),

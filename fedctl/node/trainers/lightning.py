@@ -1,12 +1,11 @@
 """Trains the user's LightningModule with the Lightning that it subclasses: `lightning.pytorch` or `pytorch_lightning`.
 
 The module and the data module are built anew for every task and everything is seeded from the task, so a warm process
-and a cold one give the same bits. Nothing of the user's is changed: fedctl adds one callback, and switches off what
-would write files or draw bars (the logger, checkpoints, the progress bar, the summary).
+and a cold one give the same bits. Nothing of the user's is changed: fedctl adds a callback, that of the local rule too,
+and switches off what would write files or draw bars (the logger, checkpoints, the progress bar, the summary).
 """
 
 import importlib
-import inspect
 import math
 import time
 import warnings
@@ -18,12 +17,12 @@ import torch
 
 from fedctl.codecs import build
 from fedctl.errors import ConfigError, Declined
+from fedctl.node import rules
+from fedctl.node.trainers.code import Flavour, bind, flavour_of, load, place
 from fedctl.node.window import Window
 from fedctl.records import Progress, Result, Score, Task
 from fedctl.weights import Weights, save
 
-Flavour = Literal["lightning.pytorch", "pytorch_lightning"]
-FLAVOURS: tuple[Flavour, ...] = ("pytorch_lightning", "lightning.pytorch")
 Report = Callable[[Progress], None]
 
 
@@ -45,15 +44,17 @@ def perform(task: Task, models: Mapping[str, Path], folder: Path, report: Report
 
 def _initialize(task: Task, folder: Path) -> Result:
     """Build the first model from the user's code and the seed, and check that the data module can be built."""
-    model_class = _load(task.model)
-    flavour = _flavour(model_class, "LightningModule", task.model)
-    data_class = _load(task.data)
-    _flavour(data_class, "LightningDataModule", task.data, flavour)
+    model_class = load(task.model)
+    flavour = flavour_of(model_class, "LightningModule", task.model)
+    data_class = load(task.data)
+    flavour_of(data_class, "LightningDataModule", task.data, flavour)
     if data_class.train_dataloader is importlib.import_module(flavour).LightningDataModule.train_dataloader:
-        raise ConfigError(f"{_place(data_class, task.data)} has no train_dataloader()")
-    _bind(model_class, task.model, task.model_args, "model_args")
+        raise ConfigError(f"{place(data_class, task.data)} has no train_dataloader()")
+    bind(model_class, task.model, task.model_args, "model_args")
     for node, arguments in task.data_args.items():
-        _bind(data_class, task.data, arguments, f"data_args, or the data of node {node},")
+        bind(data_class, task.data, arguments, f"data_args, or the data of node {node},")
+    for kind, each in _callback_classes(task, flavour):
+        bind(kind, each["class"], each["args"], "callbacks")
     _seed(flavour, task.seed)
     model = model_class(**task.model_args)
     return Result(key=task.key, update=save(folder / "update.safetensors", model.state_dict()))
@@ -74,7 +75,7 @@ def _train(task: Task, base: Path, folder: Path, report: Report, window: Window)
 def _trained(task: Task, base: Path, folder: Path, report: Report, window: Window, *, validates: bool) -> Result:
     model, data, trainer, callback = _prepare(task, folder, report, window, "training", validates=validates)
     model.load_state_dict(dict(build(task.codec).decode(Weights.open(base))))
-    _seed(_flavour_of(model), task.seed)
+    _seed(_flavour(model), task.seed)
     began = time.perf_counter()
     try:
         trainer.fit(model, datamodule=data)
@@ -112,7 +113,7 @@ def _evaluate(task: Task, models: Mapping[str, Path], folder: Path, report: Repo
     seconds = 0.0
     for label, path in models.items():
         model.load_state_dict(dict(build(task.codec).decode(Weights.open(path))))
-        _seed(_flavour_of(model), task.seed)
+        _seed(_flavour(model), task.seed)
         callback.examples = 0
         began = time.perf_counter()
         metrics = trainer.validate(model, datamodule=data, verbose=False) if _has_validation(data, model) else []
@@ -132,9 +133,9 @@ def _prepare(
     validates: bool = True,
 ) -> tuple[Any, ...]:
     """The model, the data module, a Trainer and fedctl's callback, all new."""
-    model_class, data_class = _load(task.model), _load(task.data)
-    flavour = _flavour(model_class, "LightningModule", task.model)
-    _flavour(data_class, "LightningDataModule", task.data, flavour)
+    model_class, data_class = load(task.model), load(task.data)
+    flavour = flavour_of(model_class, "LightningModule", task.model)
+    flavour_of(data_class, "LightningDataModule", task.data, flavour)
     lightning = importlib.import_module(flavour)
     _seed(flavour, task.seed)
     model = model_class(**task.model_args)
@@ -152,11 +153,22 @@ def _prepare(
     if not validates and not options.keys() & {"limit_val_batches", "val_check_interval", "check_val_every_n_epoch"}:
         # The global model is validated in tasks of its own; validating the local one too would double the work.
         options["limit_val_batches"] = 0
-    options["callbacks"] = [*options.get("callbacks", ()), callback]
+    # The rule comes first: what the user's callbacks see of gradients is what the optimizer steps on.
+    local = [rules.build(task.local).callback(lightning)] if task.local and phase == "training" else []
+    own = [kind(**each["args"]) for kind, each in _callback_classes(task, flavour)]
+    options["callbacks"] = [*local, *own, callback]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = lightning.Trainer(**options)
     return model, data, trainer, callback
+
+
+def _callback_classes(task: Task, flavour: Flavour) -> list[tuple[Any, Mapping[str, Any]]]:
+    """The class of each of the user's callbacks, beside what the task says of it."""
+    classes = [load(each["class"]) for each in task.callbacks]
+    for kind, each in zip(classes, task.callbacks, strict=True):
+        flavour_of(kind, "Callback", each["class"], flavour)
+    return list(zip(classes, task.callbacks, strict=True))
 
 
 def _callback(
@@ -220,59 +232,17 @@ def _is_at_its_end(trainer: Any) -> bool:
     return bool(trainer.global_step == trainer.max_steps or (trainer.is_last_batch and is_last_epoch))
 
 
-def _load(target: str) -> Any:
-    """The class behind `folder/file.py:Class`, imported as the user's own code would import it."""
-    path, _, name = target.partition(":")
-    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
-    try:
-        return getattr(module, name)
-    except AttributeError:
-        raise ImportError(f"{path} has no {name}") from None
-
-
-def _flavour(kind: Any, base: str, target: str, wanted: Flavour | None = None) -> Flavour:
-    """Which Lightning a class belongs to; raises ConfigError when it is none, or not that of its model."""
-    for flavour in FLAVOURS:
-        if inspect.isclass(kind) and any(
-            parent.__name__ == base and parent.__module__.startswith(flavour + ".") for parent in kind.__mro__
-        ):
-            if wanted not in (None, flavour):
-                raise ConfigError(
-                    f"{_place(kind, target)} is a {base} of {flavour}, but the model is one of {wanted}: "
-                    "import one of them in both"
-                )
-            return flavour
-    raise ConfigError(f"{_place(kind, target)} is no {base}")
-
-
-def _place(kind: Any, target: str) -> str:
-    """`model.py:12: DigitsNet`, where the line is known."""
-    path, _, name = target.partition(":")
-    try:
-        return f"{path}:{inspect.getsourcelines(kind)[1]}: {name}"
-    except (OSError, TypeError):
-        return f"{path}: {name}"
-
-
-def _flavour_of(model: Any) -> Flavour:
-    return _flavour(type(model), "LightningModule", type(model).__name__)
-
-
-def _bind(kind: Any, target: str, arguments: Mapping[str, Any], where: str) -> None:
-    """Raises ConfigError when a class cannot be called with these arguments."""
-    try:
-        inspect.signature(kind).bind(**arguments)
-    except TypeError as error:
-        raise ConfigError(f"{_place(kind, target)} and task.{where} in fed.yaml do not fit: {error}") from None
-
-
 def _has_validation(data: Any, model: Any) -> bool:
     """Lightning refuses to validate where there is no loader or no step; that is no failure of the node's."""
-    lightning = importlib.import_module(_flavour_of(model))
+    lightning = importlib.import_module(_flavour(model))
     return (
         type(data).val_dataloader is not lightning.LightningDataModule.val_dataloader
         and type(model).validation_step is not lightning.LightningModule.validation_step
     )
+
+
+def _flavour(model: Any) -> Flavour:
+    return flavour_of(type(model), "LightningModule", type(model).__name__)
 
 
 def _seed(flavour: Flavour, seed: int) -> None:
