@@ -14,7 +14,7 @@ from typing import Protocol, assert_never
 from fedctl import takeup
 from fedctl.actions import Action, Aggregate, Cancel, Finish, GiveUp, Hold, OpenRound, Perform, Prepare, WidenRound
 from fedctl.clock import Clock, no_earlier, steady
-from fedctl.errors import FedctlError, ModelError, NodeError, RunError
+from fedctl.errors import ConnectionLost, FedctlError, ModelError, NodeError, RunError
 from fedctl.events import (
     Event,
     ModelInitialized,
@@ -26,6 +26,7 @@ from fedctl.events import (
     RunFailed,
     RunFinished,
     TaskFailed,
+    TaskStarted,
     UpdateReceived,
 )
 from fedctl.federation import Federation
@@ -39,7 +40,7 @@ from fedctl.records import Progress, TaskKey
 from fedctl.rounds import close_round
 from fedctl.rundir import RunDir
 from fedctl.state import RunState, apply, fold
-from fedctl.strategies import Strategy
+from fedctl.strategies import Strategy, needs_steps
 from fedctl.telemetry import Preparing, Telemetry
 
 MOST_IN_FLIGHT = 1024
@@ -157,6 +158,7 @@ class Coordinator:
                 return perform(
                     action,
                     federation=self._federation,
+                    needs_steps=needs_steps(self._strategy),
                     host=self._hosts.of(action.task.node),
                     run=self._run,
                     clock=self._clock,
@@ -188,10 +190,12 @@ class Coordinator:
             at=self._clock(), round=action.round, nodes=action.nodes, wanted=action.wanted, quorum=action.quorum
         )
 
-    def _cancel(self, action: Cancel) -> TaskFailed:
+    def _cancel(self, action: Cancel) -> Event:
         key, reason = action.task, action.reason
         try:
             self._hosts.of(key.node).cancel(key)
+        except ConnectionLost as error:  # it is stopped when the node is back
+            return lost(key.node, error, self._clock())
         except NodeError as error:
             reason += f"; it could not be cancelled: {error.message}"
         return TaskFailed(at=self._clock(), task=key, reason=reason, retryable=False)
@@ -235,13 +239,19 @@ class Coordinator:
                 threading.Thread(target=importlib.import_module, args=("fedctl.weights",), daemon=True).start()
             case UpdateReceived(task=key):
                 self._unreleased.append(key)
+            case TaskStarted(task=key) if key.kind == "train" and not self._is_wanted(key):
+                # It was on its way when its round was closed, or its time was over.
+                self._in_background(partial(self._hosts.of(key.node).cancel, key))
             case TaskFailed(task=key) if event.detail:
-                with self._run.log(key.node).open("a") as log:
+                with self._run.log(key.node).open("a", encoding="utf-8") as log:
                     log.write(f"==> {key} <==\n{event.detail.rstrip()}\n")
             case RoundAggregated():
                 self._release(event)
             case _:
                 pass
+
+    def _is_wanted(self, key: TaskKey) -> bool:
+        return self._state.open is not None and self._state.open.training(key.node) == key
 
     def _release(self, event: RoundAggregated) -> None:
         """Once a round, one request a machine: the round's updates are here, models before the last are history."""
@@ -279,13 +289,10 @@ class Coordinator:
 def raise_if_failed(state: RunState) -> None:
     """Raises RunError for a run that gave up."""
     if state.status == "failed":
-        look = "`fedctl check` says what each node needs; then " if _has_lost(state) else ""
+        has_lost = any(node.status == "lost" for node in state.nodes.values())
+        look = "`fedctl check` says what each node needs; then " if has_lost else ""
         raise RunError(
             state.reason or "the run failed",
             hint=f"{look}`fedctl launch --resume {state.run}` tries again with the same code; "
             "changed code, or a changed fed.yaml, needs a new `fedctl launch`",
         )
-
-
-def _has_lost(state: RunState) -> bool:
-    return any(node.status == "lost" for node in state.nodes.values())

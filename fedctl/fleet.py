@@ -62,14 +62,13 @@ def is_due(node: NodeState, seed: int, now: datetime) -> bool:
 
 
 def looked_for_at(node: NodeState, seed: int) -> datetime:
-    """When a node that is away is looked for again: at the time that its owner named, or ever more rarely."""
+    """When a node that is away is looked for again: ever more rarely, and not before the time that its owner named."""
     if node.asked_at is None:
         raise AssertionError(f"node {node.name} was never found to be away")
-    if node.status == "away" and node.ask_again_s:
-        return node.asked_at + timedelta(seconds=min(LONGEST_WORD_S, max(SOONEST_S, node.ask_again_s)))
+    named_s = min(LONGEST_WORD_S, node.ask_again_s) if node.status == "away" else 0.0
     spell_s = (node.asked_at - (node.trouble_at or node.asked_at)).total_seconds()
     jitter = random.Random(f"{seed}/{node.name}/{node.asked_at}").uniform(0.75, 1.25)
-    return node.asked_at + timedelta(seconds=min(LATEST_S, max(SOONEST_S, spell_s / 2 * jitter)))
+    return node.asked_at + timedelta(seconds=max(named_s, min(LATEST_S, max(SOONEST_S, spell_s / 2 * jitter))))
 
 
 def is_rested(node: NodeState, round: int) -> bool:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,9 +123,10 @@ class Host:
         """Have a task done, through broken lines while a new one can be had.
 
         Raises ConnectionLost where none can: what was started goes on there. Raises NodeError once it is cancelled,
-        and Declined where the node is not to be used, or not any more: it is to be begun anew then.
+        and Declined where the node is not to be used, or not any more: it is to be begun anew then. The seconds that
+        a task has count from here: what its models take on the line is not left for its training.
         """
-        sent, line_s = 0, 0.0
+        sent, line_s, asked_at = 0, 0.0, time.monotonic()
 
         def attempt() -> Result:
             nonlocal sent, line_s
@@ -136,7 +137,8 @@ class Host:
                 sent += self._put_models(connection, task, models)
             finally:
                 line_s += time.monotonic() - began
-            return self._follow(connection, task, started, progressed)
+            left_s = task.seconds and max(1.0, task.seconds - (time.monotonic() - asked_at))
+            return self._follow(connection, replace(task, seconds=left_s), started, progressed)
 
         result = self._lifeline.patiently(
             attempt,

@@ -39,6 +39,8 @@ from fedctl.host import Done, Host
 from fedctl.records import Progress, Result, Task, TaskKey
 from fedctl.rundir import RunDir, copy_atomically, is_there
 
+MOST_OPTIMIZERS = 16
+"""Lightning counts the steps of every optimizer; so many may be stepped on each batch."""
 SLACK = 1 << 20
 """How many bytes an update may have beyond twice its model: room for a header of another making."""
 
@@ -59,12 +61,13 @@ def task_of(federation: Federation, action: Perform) -> Task:
         "model_args": spec.model_args,
         "data": spec.data,
         "models": action.models,
+        "callbacks": tuple(each.to_json() for each in spec.callbacks),
         "codec": federation.codec,
     }
     if key.kind == "initialize":
         arguments = {node.name: {**spec.data_args, **node.data} for node in federation.nodes}
         return Task(**common, data_args=arguments, trainer={}, threads=1)
-    node = federation.node(key.node)
+    node, rule = federation.node(key.node), federation.local
     trainer = {**spec.trainer, "accelerator": node.accelerator, "devices": node.devices}
     for limit in ("max_epochs", "max_steps"):
         if isinstance(trainer.get(limit), int) and trainer[limit] > 0:
@@ -77,6 +80,7 @@ def task_of(federation: Federation, action: Perform) -> Task:
         seconds=action.seconds,
         partial=federation.schedule.partial and key.kind in ("train", "alone"),
         when=node.when.to_json() if node.when else {},
+        local={"name": rule.name, **rule.options} if rule and key.kind == "train" else {},
     )
 
 
@@ -84,6 +88,7 @@ def perform(
     action: Perform,
     *,
     federation: Federation,
+    needs_steps: bool = False,
     host: Host,
     run: RunDir,
     clock: Clock,
@@ -91,6 +96,8 @@ def perform(
     progressed: Callable[[Progress], None],
 ) -> Event:
     """Have the task done and return what became of it; `tell` hears that it was started.
+
+    `needs_steps` says that an update is of no use without the number of optimizer steps behind it.
 
     A node that is out of reach is lost, and its task goes on there: it is taken up under its key when the node is back.
     """
@@ -115,6 +122,7 @@ def perform(
                 retryable=done.result.retryable,
                 detail=done.result.detail,
             )
+        _check_steps(done.result, task.trainer, is_needed=needs_steps and key.kind == "train")
         return _answer(action, done, federation, host, run, clock)
     except (ConnectionLost, Declined, HostKeyError, LoginError) as error:
         if key.kind == "initialize":
@@ -191,6 +199,16 @@ def _check_examples(result: Result, most: int | None) -> None:
         raise ModelError(f"it claims {claimed:,} examples, and `limits.examples` allows {most:,}")
 
 
+def _check_steps(result: Result, trainer: Mapping[str, Any], *, is_needed: bool) -> None:
+    """Refuse a result that claims more optimizer steps than its task can have, or none; raises ModelError."""
+    if is_needed and not result.steps:
+        raise ModelError("it tells of no optimizer step, and the strategy counts them: use Lightning's own optimizers")
+    epochs, steps = (trainer.get(name) or -1 for name in ("max_epochs", "max_steps"))
+    most = [*([epochs * result.examples] if epochs > 0 else []), *([steps] if steps > 0 else [])]
+    if most and result.steps > MOST_OPTIMIZERS * min(most):
+        raise ModelError(f"it claims {result.steps:,} steps, and its task can have {MOST_OPTIMIZERS * min(most):,}")
+
+
 def _hint(error: str, folder: Path) -> str:
     """The next thing to do about code that cannot be used."""
     if stays := bundle.explain_missing(folder, error):
@@ -200,6 +218,7 @@ def _hint(error: str, folder: Path) -> str:
         "task.model_args": "`task: {model_args: {...}}` in fed.yaml are the arguments of the model's __init__",
         "task.data_args": "`task: {data_args: {...}}` and each node's `data:` are the arguments of the data module",
         "no train_dataloader": "a LightningDataModule needs train_dataloader(), and val_dataloader() to be scored",
+        "task.callbacks": "`args` beside the `class` of a callback are the arguments of its __init__",
         "is no Lightning": "`task.model` names a LightningModule and `task.data` a LightningDataModule",
     }
     return next(

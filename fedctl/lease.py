@@ -3,8 +3,8 @@
 On one host `flock` decides, at once: it ends with its process. On a shared folder (NFS, SMB, sshfs) it may be local to
 each host, so the holder also renews the lease: it counts in the file, which names it. Whoever comes from another host
 watches the count; no clocks are compared, which may differ by hours. Hosts are told apart by their names. Before it
-writes anything, a holder looks whether the lease is still its own: it may have been suspended for longer than others
-wait.
+writes to the journal, a holder looks whether the lease is still its own: it may have been suspended for longer than
+others wait.
 """
 
 import contextlib

@@ -40,10 +40,8 @@ def _work(state: RunState, federation: Federation, now: datetime, *, hold: bool)
         coming = []
     elif state.round < federation.rounds:
         coming = _opening(state, federation, now)
-    elif last := evaluations or _closing(state, federation):
-        return last
     else:
-        return [] if _is_score_awaited(state, federation, now) else [Finish()]
+        return evaluations or _closing(state, federation, now)
     return coming if any(isinstance(action, GiveUp) for action in coming) else [*evaluations, *coming]
 
 
@@ -111,11 +109,17 @@ def _round(state: RunState, opened: RoundState, federation: Federation, now: dat
         spare = fleet.drawn(federation, opened.number, set(fleet.ready(state)) - set(opened.nodes))
         if spare:
             return [WidenRound(round=opened.number, nodes=tuple(spare[:missing]))]
-        if any(node.status == "away" for node in state.nodes.values()):
+        if missing <= sum(_may_still_answer(state, opened, federation, name) for name in state.nodes):
             return []
     absent = _few([_missing(state, opened, name) for name in opened.nodes if name not in opened.updates])
     have, need = len(opened.updates), quorum
     return [GiveUp(reason=f"round {opened.number} has {have} of the {need} updates it needs ({absent})")]
+
+
+def _may_still_answer(state: RunState, opened: RoundState, federation: Federation, name: str) -> bool:
+    """Whether a node that its owner does not want used now could give the round an update later."""
+    attempt = _next_attempt(opened.answers.get(name), federation.schedule.attempts)
+    return state.nodes[name].status == "away" and attempt is not None
 
 
 def _close(opened: RoundState, *, hold: bool) -> list[Action]:
@@ -135,23 +139,31 @@ def _is_awaited(state: RunState, opened: RoundState, federation: Federation, now
     )
 
 
-def _is_score_awaited(state: RunState, federation: Federation, now: datetime) -> bool:
-    """Whether a node that has not scored the last model may come back before patience ends."""
-    scores = state.answers("evaluate", state.round)
-    return not _is_scoring_late(state, federation, now) and any(
-        name not in scores and fleet.is_expected(node, federation, now) for name, node in state.nodes.items()
+def _is_lacking(state: RunState, federation: Federation, now: datetime, kind: Kind, names: Iterable[str]) -> bool:
+    """Whether one of these nodes has not done the last task of a kind and may come back before patience ends."""
+    answers, attempts = state.answers(kind, state.round), federation.schedule.attempts
+    return any(
+        _next_attempt(answers.get(name), attempts) is not None and fleet.is_expected(state.nodes[name], federation, now)
+        for name in names
     )
 
 
-def _closing(state: RunState, federation: Federation) -> list[Action]:
-    """Where it is asked for: train each node alone, then score all these models and the global one everywhere."""
-    if not federation.compare:
+def _closing(state: RunState, federation: Federation, now: datetime) -> list[Action]:
+    """When all have scored the last model: train each node alone, score all these models everywhere, if asked for.
+
+    One after the other, each with the nodes that may come back.
+    """
+    if not _is_scoring_late(state, federation, now) and _is_lacking(state, federation, now, "evaluate", state.nodes):
         return []
+    if not federation.compare:
+        return [Finish()]
     passes = {name: node.contributions for name, node in state.nodes.items() if node.contributions}
-    if alone := _tasks(state, federation, "alone", 0, {"base": _initial(state)}, nodes=passes, passes=passes):
+    alone = _tasks(state, federation, "alone", 0, {"base": _initial(state)}, nodes=passes, passes=passes)
+    if alone or _is_lacking(state, federation, now, "alone", passes):
         return alone
     models = {f"alone/{name}": a.update for name, a in sorted(state.alone.items()) if isinstance(a, Received)}
-    return _tasks(state, federation, "compare", state.round, {"global": _model(state), **models})
+    compared = _tasks(state, federation, "compare", state.round, {"global": _model(state), **models})
+    return compared or ([] if _is_lacking(state, federation, now, "compare", state.nodes) else [Finish()])
 
 
 def _tasks(

@@ -23,6 +23,8 @@ def silent(_: str) -> None:
     """Is told, and tells nobody."""
 
 
+LONGEST_SILENCE_S = 1800.0
+"""How long an installer may say nothing, in seconds: the largest packages take minutes to unpack on a slow disk."""
 _REMEDY = "install Python 3.10 or newer there, or uv, or name a Python in `python:`"
 
 
@@ -161,7 +163,13 @@ class Preparation:
         try:
             connection.ask("environment", bundle=self._bundle.digest, identity=self._asker, **environment.needs())
             while True:
-                push = pushes.get()
+                try:
+                    push = pushes.get(timeout=LONGEST_SILENCE_S)
+                except queue.Empty:
+                    raise NodeError(
+                        f"the making of the environment has said nothing for {LONGEST_SILENCE_S / 60:.0f} minutes",
+                        hint="look on the node at what it waits for; the log is in env/ of fedctl's home there",
+                    ) from None
                 match push:
                     case {"push": "environment", "line": str(line)}:
                         told(printable(line[:500]))

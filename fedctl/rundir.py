@@ -109,11 +109,11 @@ class RunDir:
     def sweep(self) -> None:
         """Remove what a killed coordinator left half-written; only for the holder of the lock.
 
-        An update of the newest round that came in part goes on from there.
+        An update of the newest round, or of a node alone, that came in part goes on from there.
         """
-        newest = max((self.path / "rounds").glob("*"), default=None)
+        growing = {max((self.path / "rounds").glob("*"), default=None), self.path / "alone"}
         for path in self.path.rglob("*"):
-            if ".tmp-" in path.name or (path.name.endswith(".part") and newest not in path.parents):
+            if ".tmp-" in path.name or (path.name.endswith(".part") and growing.isdisjoint(path.parents)):
                 path.unlink(missing_ok=True)
 
     def facts(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from fedctl.events import (
     UpdateLost,
     UpdateReceived,
 )
+from fedctl.records import TaskKey
 from fedctl.runstate import (
     Answer,
     Failed,
@@ -111,11 +112,10 @@ def apply(state: RunState, event: Event) -> RunState:
 def _run_started(state: RunState, event: RunStarted) -> RunState:
     """Start or resume: every node has to be made ready anew, and a run that had given up gets a fresh budget."""
     gave_up = state.status == "failed"
+    known = {name: state.nodes.get(name, NodeState(name=name)) for name in event.nodes}
     nodes = {
-        name: replace(
-            state.nodes.get(name, NodeState(name=name)), status="new", task=None, ready_at=None, trouble_at=None
-        )
-        for name in event.nodes
+        name: replace(node, status="new", task=_left_over(state, node), ready_at=None, trouble_at=None)
+        for name, node in known.items()
     }
     renewed = replace(
         state,
@@ -141,6 +141,12 @@ def _run_started(state: RunState, event: RunStarted) -> RunState:
     fresh = state.initialization and replace(state.initialization, spent=0, retryable=True)
     opened = opened and replace(opened, opened_at=event.at, absent_s=0.0, answers=_forgiven(opened.answers))
     return replace(renewed, initialization=fresh, open=opened)
+
+
+def _left_over(state: RunState, node: NodeState) -> TaskKey | None:
+    """What a node was seen to train for a round that was closed without it: that is still to be stopped."""
+    task = node.task
+    return task if task and task.kind == "train" and task.round <= state.round else None
 
 
 def _forgiven(answers: Mapping[str, Answer]) -> dict[str, Answer]:
@@ -173,12 +179,13 @@ def _troubled(
     if node is None:
         return state
     was_calm = node.status == "ready" and node.ready_at is not None and _seconds(node.ready_at, event.at) >= CALM_S
+    is_new = was_calm or node.trouble_at is None or (node.status == "away" and status == "lost")  # it was no fault yet
     return state.with_node(
         event.node,
         status=status,
         error=event.reason,
         ready_at=None,
-        trouble_at=event.at if was_calm or node.trouble_at is None else node.trouble_at,
+        trouble_at=event.at if is_new else node.trouble_at,
         asked_at=event.at,
         passing=passing,
         ask_again_s=ask_again_s,

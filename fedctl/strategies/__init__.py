@@ -115,6 +115,11 @@ def build(named: Named, *, folder: Path | None = None) -> Strategy:
     return strategy
 
 
+def needs_steps(strategy: Strategy) -> bool:
+    """Whether a strategy says that an update is of no use to it without its number of steps."""
+    return bool(getattr(strategy, "needs_steps", False))
+
+
 def _imported(module: str, member: str) -> type[Any]:
     try:
         kind: type[Any] = getattr(importlib.import_module(module), member)

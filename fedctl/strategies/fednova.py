@@ -33,6 +33,7 @@ class FedNova:
     momentum: float = 0.0
     proximal: float = 0.0
     weighted: ClassVar[bool] = True
+    needs_steps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_below_one(momentum=self.momentum, proximal=self.proximal)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedctl.errors import ModelError
 from fedctl.federation import Named
-from fedctl.strategies import Contribution, Outcome, build
+from fedctl.strategies import Contribution, Outcome, build, needs_steps
 from fedctl.strategies.options import check_above_zero
 
 if TYPE_CHECKING:
@@ -38,6 +38,11 @@ class NormClip:
     def weighted(self) -> bool:
         """As the rule says."""
         return build(self.rule).weighted
+
+    @property
+    def needs_steps(self) -> bool:
+        """As the rule says."""
+        return needs_steps(build(self.rule))
 
     def aggregate(
         self, model: Mapping[str, Tensor], updates: Sequence[Contribution], memory: Mapping[str, Tensor]

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.bench.aggregate import aggregate
+from tests.bench.chaos import chaos
 from tests.bench.cpu import cpu
 from tests.bench.dead_line import dead_line
 from tests.bench.digits import Workshop
@@ -45,6 +46,7 @@ BENCHMARKS: Mapping[str, Callable[[Workshop], list[Row]]] = {
     "provisioning": provisioning,
     "ssh-rounds": ssh_rounds,
     "dead-line": dead_line,
+    "chaos": chaos,
     "recover": recover,
     "resend": resend,
     "idle": idle,

@@ -4,6 +4,7 @@ Real agents and workers; a trainer of a few lines stands in for Lightning's, so 
 """
 
 import hashlib
+import json
 import os
 import random
 import re
@@ -17,6 +18,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,14 +95,14 @@ class Node(Machine):
         put(self.line, blob, self.outside / blob.digest)
         return blob
 
-    def host(self):
+    def host(self, transport=None):
         """The coordinator's view of the same machine and run."""
         bundle = Blob(digest=self.digest, size=len(self.content))
         (self.outside / "bundle.tar").write_bytes(self.content)
         work = Work(
             **self.run, bundle=bundle, bundle_path=self.outside / "bundle.tar", preload=[], cwd=self.worker["cwd"]
         )
-        transport = LocalTransport(home=str(self.home))
+        transport = transport or LocalTransport(home=str(self.home))
         self.hosts.append(Host(transport, python=sys.executable, slots=self.worker["slots"], work=work))
         return self.hosts[-1]
 
@@ -139,6 +141,38 @@ def node(tmp_path, content):
     node = Node(tmp_path / "home", content)
     yield node
     node.close()
+
+
+class Slow:
+    """The local transport over lines on which whatever is longer than a few words takes its time."""
+
+    def __init__(self, home, seconds):
+        self.inner = LocalTransport(home=str(home))
+        self.seconds = seconds
+
+    def open(self, argv):
+        process = self.inner.open(argv)
+        write = process.write
+
+        def slowly(data):
+            if len(data) >= len(MODEL):
+                time.sleep(self.seconds)
+            write(data)
+
+        process.write = slowly
+        return process
+
+
+def test_what_a_model_takes_on_the_line_is_not_left_for_the_training(node):
+    path = node.outside / "model"
+    path.write_bytes(MODEL)
+    blob = Blob(digest=hashlib.sha256(MODEL).hexdigest(), size=len(MODEL))
+    task = replace(node.task("r0001/a/a1", [blob]), seconds=60.0)
+    host = node.host(Slow(node.home, 1.5))
+    done = host.perform(task, {"m0": path}, started=lambda: None, progressed=lambda _: None)
+    assert done.traffic.sent == blob.size
+    told = json.loads((node.folder / "r0001-a-a1" / "task.json").read_text())["seconds"]
+    assert 1.0 <= told <= 58.5
 
 
 # The disk is damaged

@@ -84,7 +84,7 @@ def train(tmp_path, model):
     """What becomes of a task whose node returns this content, says this of it, or does this instead."""
     made = []
 
-    def train(content=b"", deed="push(result)", *, limits=NORMAL, **said):
+    def train(content=b"", deed="push(result)", *, limits=NORMAL, needs_steps=False, **said):
         run = rundir.create(tmp_path, f"run{len(made)}", configuration="", bundle=b"code", facts={})
         run.round_model(0).parent.mkdir(parents=True)
         base = weights.save(run.round_model(0), model)
@@ -99,10 +99,11 @@ def train(tmp_path, model):
             federation=Federation(
                 name="f",
                 folder=tmp_path,
-                task=TaskSpec(model="model.py:Net", data="data.py:Data"),
+                task=TaskSpec(model="model.py:Net", data="data.py:Data", trainer={"max_epochs": 2}),
                 nodes=(Node(name=KEY.node),),
                 limits=limits,
             ),
+            needs_steps=needs_steps,
             host=host,
             run=run,
             clock=lambda: datetime.now(UTC),
@@ -202,6 +203,21 @@ def test_more_examples_than_a_node_can_have_are_refused_and_the_bound_is_the_use
     assert not event.retryable
     assert isinstance(train(content_of(model), limits=Limits(examples=9)), TaskFailed)
     assert isinstance(train(content_of(model), examples=2**50, limits=Limits(examples=None)), UpdateReceived)
+
+
+def test_more_steps_than_a_task_can_have_are_refused(train, model, content_of):
+    """Two epochs of ten examples are twenty steps for each of several optimizers."""
+    event = train(content_of(model), steps=2**52)
+    assert event.reason == "it claims 4,503,599,627,370,496 steps, and its task can have 320"
+    assert not event.retryable
+    assert isinstance(train(content_of(model), steps=320), UpdateReceived)
+
+
+def test_no_step_at_all_is_refused_where_the_strategy_counts_them(train, model, content_of):
+    event = train(content_of(model), needs_steps=True)
+    assert event.reason.startswith("it tells of no optimizer step")
+    assert isinstance(train(content_of(model), needs_steps=True, steps=1), UpdateReceived)
+    assert isinstance(train(content_of(model)), UpdateReceived)
 
 
 def test_how_far_an_update_may_lie_from_the_model_is_the_users_to_say(train, model, content_of):

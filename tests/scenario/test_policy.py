@@ -20,7 +20,8 @@ from fedctl.events import (
     TaskStarted,
     UpdateReceived,
 )
-from tests.scenario.world import Scene, Watch, dying, federation, of_kind
+from fedctl.records import TaskKey
+from tests.scenario.world import Killed, Scene, Watch, dying, federation, of_kind
 
 three = ("alice", "bob", "carol")
 ten = tuple(f"n{i}" for i in range(10))
@@ -143,6 +144,38 @@ def test_of_those_that_were_asked_the_first_are_taken_and_the_others_stopped(tmp
     assert state.history[0].failed == ()
     stopped = {event.task.node for event in of_kind(scene.events, TaskFailed)}
     assert stopped <= set(opened["nodes"][:2])
+
+
+def test_one_whose_model_was_still_on_its_way_when_the_round_closed_is_stopped(tmp_path):
+    scene = Scene(tmp_path, federation(*three, cohort=2, overprovision=1.5, rounds=3), look_s=0.05)
+    scene.world.far["carol"] = 5
+    scene.world.slow["carol"] = 1e6
+    assert scene.go().status == "finished"
+    assert contributors(scene)[0] == ("alice", "bob")
+    assert scene.world.works[TaskKey.parse("r0001/carol/a1")].result.error == "it was cancelled"
+
+
+def test_what_was_trained_for_a_closed_round_is_stopped_also_by_the_next_coordinator(tmp_path):
+    scene = Scene(tmp_path, federation(*three, cohort=2, overprovision=1.5, rounds=2), look_s=0.05)
+    scene.world.slow["carol"] = 1e6
+    scene.world.far.update(alice=1, bob=1)
+
+    def die(event):
+        if isinstance(event, RoundAggregated):
+            raise Killed
+
+    assert scene.dies(Watch(die))
+    assert scene.go().status == "finished"
+    assert scene.world.works[TaskKey.parse("r0001/carol/a1")].result.error == "it was cancelled"
+
+
+def test_what_cannot_be_stopped_because_its_node_is_out_of_reach_is_stopped_when_it_is_back(tmp_path):
+    scene = Scene(tmp_path, federation(*three, cohort=2, overprovision=1.5, rounds=3), look_s=0.05)
+    scene.world.slow.update(alice=5, bob=5, carol=1e6)
+    leaves = when(scene, lambda event: isinstance(event, RoundAggregated), goes_down(scene, "carol"))
+    back = Watch(lambda event: isinstance(event, NodeLost) and scene.world.down.discard("carol"))
+    assert scene.go(leaves, back).status == "finished"
+    assert scene.world.works[TaskKey.parse("r0001/carol/a1")].result.error == "it was cancelled"
 
 
 def test_a_cohort_that_fails_is_replaced_by_others(tmp_path):

@@ -47,9 +47,10 @@ class Work:
 class World:
     """Nodes by the names in tasks.
 
-    `slow` has the seconds, of the world's clock, that a node's training takes; `broken` the updates with a NaN in them;
-    `declining` the nodes whose owners say "not now", with the seconds after which to ask again; `jitter` seeds how late
-    each answer comes, in a few real milliseconds. At each look at the clock `look_s` go by.
+    `slow` has the seconds, of the world's clock, that a node's training takes, `far` those before a task gets there;
+    `broken` the updates with a NaN in them; `declining` the nodes whose owners say "not now", with the seconds after
+    which to ask again; `jitter` seeds how late each answer comes, in a few real milliseconds. At each look at the clock
+    `look_s` go by.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class World:
     declining: dict[str, float] = field(default_factory=dict)
     look_s: float = 0.001
     slow: dict[str, float] = field(default_factory=dict)
+    far: dict[str, float] = field(default_factory=dict)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def fail_at(self, node: str, round: int, attempt: int, reason: str = "out of memory", *, retryable=True) -> None:
@@ -147,7 +149,12 @@ class FakeHost:
         self, task: Task, models: Mapping[str, Path], *, started: Callable[[], None], progressed: Callable[..., None]
     ) -> Done:
         self._reach()
-        work, world = self._world.take_on(task, models), self._world
+        world = self._world
+        with world.changed:
+            there_at = world.now + timedelta(seconds=world.far.get(self._node, 0))
+            world.changed.wait_for(lambda: self._is_closed or world.now >= there_at)
+        self._reach()
+        work = world.take_on(task, models)
         started()
         progressed(Progress(key=task.key, phase="training"))
         if world.jitter is not None:

@@ -25,7 +25,9 @@ def place(make_place, tmp_path_factory):
         file = place.folder / "fed.yaml"
         head = file.read_text().split("nodes:", 1)[0]
         common = f"python: {sys.executable}, accelerator: cpu, threads: 1"
-        nodes = [f"  - {{name: {name}, host: {name}, {common}, data: {{site: {i % 3}}}}}\n" for i, name in enumerate(NAMES)]
+        nodes = [
+            f"  - {{name: {name}, host: {name}, {common}, data: {{site: {i % 3}}}}}\n" for i, name in enumerate(NAMES)
+        ]
         file.write_text(f"{head}nodes:\n{''.join(nodes)}")
         yield place
 

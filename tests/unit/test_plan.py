@@ -518,6 +518,35 @@ def test_one_that_declines_in_a_round_is_waited_for_where_the_quorum_needs_it():
     assert late[-1] == GiveUp(reason="round 1 has 1 of the 2 updates it needs (bob: on battery)")
 
 
+def test_one_that_can_give_a_round_nothing_any_more_is_not_waited_for():
+    story = opened("alice", "bob")
+    story.trained(1, "alice")
+    story.failed(1, "bob", retryable=False)
+    story.tell(NodeDeclined, node="bob", reason="on battery", seconds=0.0)
+    (action,) = planned(story)
+    assert action == GiveUp(reason="round 1 has 1 of the 2 updates it needs (bob: CUDA out of memory)")
+
+
+def test_one_that_goes_away_while_its_owner_does_not_want_it_used_has_patience_of_its_own():
+    story = ready("alice", "bob")
+    story.tell(NodeDeclined, node="bob", reason="outside its hours", seconds=8 * 3600.0)
+    story.lost("bob", after=8 * 3600)
+    assert keys(planned(story)) == ["open/1"], "bob is waited for"
+    over = planned(story, now=story.now + timedelta(minutes=5))
+    assert over[-1] == GiveUp(reason="round 1 needs 2 nodes, and 1 can be had (bob: no route to host)")
+
+
+def test_a_node_that_names_a_time_of_no_length_again_and_again_is_asked_ever_more_rarely():
+    story = opened("alice", "bob")
+    asked = 0
+    for _ in range(1800):
+        story.now += timedelta(seconds=2)
+        if any(isinstance(action, Prepare) for action in planned(story)) or not asked:
+            story.tell(NodeDeclined, after=0, node="bob", reason="on battery", seconds=0.01)
+            asked += 1
+    assert asked < 40
+
+
 def test_the_last_scores_are_waited_for_as_long_as_patience_lasts():
     story = opened("alice", "bob", rounds=1)
     for name in story.nodes:
@@ -641,6 +670,22 @@ def test_then_every_node_scores_every_model_then_the_run_finishes():
     for name in story.nodes:
         story.compared(name, dict.fromkeys(models, 0.9))
     assert planned(story) == [Finish()]
+
+
+def test_nodes_that_go_away_while_they_train_alone_or_score_are_waited_for_as_long_as_patience_lasts():
+    story = compared()
+    story.trained(0, "alice", kind="alone")
+    story.lost("bob")
+    assert planned(story) == []
+    assert keys(planned(story, now=story.now + timedelta(minutes=5)))[-1] == "r0002/carol/c1"
+    story.ready("bob")
+    story.trained(0, "bob", kind="alone")
+    models = ("global", "alone/alice", "alone/bob")
+    for name in ("alice", "carol"):
+        story.compared(name, dict.fromkeys(models, 0.9))
+    story.lost("bob")
+    assert planned(story) == []
+    assert planned(story, now=story.now + timedelta(minutes=5)) == [Finish()]
 
 
 def test_who_failed_alone_is_not_compared():

@@ -194,14 +194,18 @@ def test_a_copy_goes_to_another_file_system_too(tmp_path):
         source.unlink()
 
 
-def test_what_was_left_half_written_is_swept_but_for_updates_of_the_newest_round(tmp_path):
+def test_what_was_left_half_written_is_swept_but_for_updates_that_still_come(tmp_path):
     run = rundir.create(tmp_path, "one", configuration="name: x\n", bundle=b"tar", facts={"seed": 7})
     for number in (1, 2):
         for name in (".alice.safetensors.0123456789ab.part", "bob.safetensors", ".tmp-model"):
             path = run.update(number, "alice").with_name(name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
+    alone = run.alone("alice").with_name(".alice.safetensors.0123456789ab.part")
+    alone.parent.mkdir()
+    alone.touch()
     run.sweep()
+    assert alone.exists()
     left = {str(path.relative_to(run.path / "rounds")) for path in run.path.glob("rounds/*/updates/*")}
     assert left == {
         "0001/updates/bob.safetensors",
