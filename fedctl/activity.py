@@ -42,9 +42,9 @@ _AT_WORK: Mapping[Kind, Activity] = {
 class NodeStanding:
     """One node; its metrics are those of its training, and over them its newest scoring of the global model.
 
-    `partial_steps` are those of its update of the open round, where that holds what was done when time was over. A
-    node that is lost or away is looked for again in `again_s` seconds; if `awaited`, the run waits for it, for
-    `patience_s` seconds more (None: for ever).
+    `has_log` says whether its own log tells why it failed. `partial_steps` are those of its update of the open round,
+    where that holds what was done when time was over. A node that is lost or away is looked for again in `again_s`
+    seconds; if `awaited`, the run waits for it, for `patience_s` seconds more (None: for ever).
     """
 
     name: str
@@ -57,6 +57,7 @@ class NodeStanding:
     examples: int
     seconds: float
     accelerator: str
+    has_log: bool = False
     partial_steps: int | None = None
     again_s: float | None = None
     awaited: bool = False
@@ -73,6 +74,7 @@ def node_standing(state: RunState, node: NodeState, moment: datetime | None) -> 
         attempt=node.attempt,
         metrics={**node.metrics, **(node.score.metrics if node.score else {})},
         bytes=node.bytes,
+        has_log=bool(node.detail),
         error=node.error,
         examples=node.examples,
         seconds=node.seconds,

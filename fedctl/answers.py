@@ -20,7 +20,14 @@ def task_started(state: RunState, event: TaskStarted) -> RunState:
     state = state.with_node(key.node, task=key, attempt=key.attempt, round=key.round, since=since)
     if key.kind != "train" or state.open is None:
         return state
-    return replace(state, open=replace(state.open, begun={**state.open.begun, key.node: key.attempt}))
+    if state.open.begun.get(key.node) == key.attempt:
+        return state
+    opened = replace(
+        state.open,
+        begun={**state.open.begun, key.node: key.attempt},
+        begun_at={**state.open.begun_at, key.node: event.at},
+    )
+    return replace(state, open=opened)
 
 
 def task_failed(state: RunState, event: TaskFailed) -> RunState:
@@ -39,8 +46,10 @@ def update_received(state: RunState, event: UpdateReceived) -> RunState:
     key = event.task
     if isinstance(state.answers(key.kind, key.round).get(key.node), Received):
         return state
-    if key.node not in state.nodes or (key.kind == "train" and not state.is_open(key.round)):
+    if key.node not in state.nodes:
         return state
+    if key.kind == "train" and not state.is_open(key.round):
+        return state.with_node(key.node, task=None) if state.nodes[key.node].task == key else state
     received = Received(
         key=key,
         update=event.update,

@@ -293,6 +293,6 @@ def raise_if_failed(state: RunState) -> None:
         look = "`fedctl check` says what each node needs; then " if has_lost else ""
         raise RunError(
             state.reason or "the run failed",
-            hint=f"{look}`fedctl launch --resume {state.run}` tries again with the same code; "
-            "changed code, or a changed fed.yaml, needs a new `fedctl launch`",
+            hint=f"{look}`fedctl launch --resume {state.run}` tries again with the same code; changed code, or a "
+            "changed fed.yaml, such as a lower `schedule.quorum`, needs a new `fedctl launch`",
         )

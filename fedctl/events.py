@@ -14,6 +14,9 @@ from typing import Any, get_args
 from fedctl import strictjson
 from fedctl.records import Blob, Score, TaskKey
 
+UNNEEDED = "the round was closed without it"
+"""Why a training was stopped that the round had no need of any more; no fault of the node's."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:

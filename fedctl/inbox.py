@@ -1,6 +1,7 @@
 """What the threads of actions have for the coordinator's own: every fact, and of telemetry the newest.
 
-However much a node tells, at most one sample of a task waits here, and a few a second come out.
+However much a node tells, at most one sample of a task waits here, and a few a second come out. A task has one answer:
+of one that was stopped and came to its end at the same moment, the answer that came first.
 """
 
 import threading
@@ -8,6 +9,8 @@ import time
 from collections import deque
 from typing import Any
 
+from fedctl.events import ModelEvaluated, TaskFailed, UpdateReceived
+from fedctl.records import TaskKey
 from fedctl.telemetry import Preparing, Telemetry
 
 BEAT_S = 0.1
@@ -19,6 +22,7 @@ class Inbox:
 
     def __init__(self) -> None:
         self._facts: deque[Any] = deque()
+        self._answered: set[TaskKey] = set()
         self._newest: dict[str, Telemetry] = {}
         self._next_beat = time.monotonic()
         self._changed = threading.Condition()
@@ -26,6 +30,10 @@ class Inbox:
     def put(self, fact: Any) -> None:
         """Leave what must not be lost, and before it what its task told last."""
         with self._changed:
+            if isinstance(fact, UpdateReceived | ModelEvaluated | TaskFailed):
+                if fact.task in self._answered:
+                    return
+                self._answered.add(fact.task)
             told = self._newest.pop(str(getattr(fact, "task", "")), None)
             self._facts.extend(item for item in (told, fact) if item is not None)
             self._changed.notify()

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from fedctl import fleet
 from fedctl.actions import Action, Aggregate, Cancel, Finish, GiveUp, Hold, OpenRound, Perform, Prepare, WidenRound
+from fedctl.events import UNNEEDED
 from fedctl.federation import Federation
 from fedctl.records import COORDINATOR, Blob, Kind, TaskKey
 from fedctl.state import Answer, Failed, Received, RoundState, RunState
@@ -54,7 +55,7 @@ def _left_over(state: RunState) -> list[Action]:
     """What a node still trains for a round that was closed without it."""
     number = state.open.number if state.open else state.round + 1
     return [
-        Cancel(task=node.task, reason="the round was closed without it")
+        Cancel(task=node.task, reason=UNNEEDED)
         for node in state.nodes.values()
         if node.status == "ready" and node.task and node.task.kind == "train" and node.task.round < number
     ]
@@ -224,10 +225,16 @@ def _margin_s(federation: Federation) -> float:
 
 
 def _is_scoring_late(state: RunState, federation: Federation, now: datetime) -> bool:
-    """Scores have as long as a round, from when their model was made, or from a resume anew."""
-    closed_at = state.history[-1].closed_at if state.history else None
-    deadline_s, since = federation.schedule.deadline_s, max(filter(None, (closed_at, state.resumed_at)), default=now)
-    return deadline_s is not None and (now - since).total_seconds() >= deadline_s
+    """Scores have as long as a round, from when their model was made, or from a resume anew.
+
+    Those of the first model have it from when the first round opens: by then the nodes are ready.
+    """
+    first_at = state.open.opened_at if state.open else None
+    made_at = state.history[-1].closed_at if state.history else first_at
+    deadline_s = federation.schedule.deadline_s
+    if deadline_s is None or made_at is None:
+        return False
+    return (now - max(made_at, state.resumed_at or made_at)).total_seconds() >= deadline_s
 
 
 def _model(state: RunState) -> Blob:

@@ -91,7 +91,7 @@ class RoundState:
 
     `wanted` and `quorum` count updates: those that close it at once, and those that it cannot close without. `absent_s`
     is how long of its time no coordinator lived, `answered_s` when the nodes' last answers came, in seconds from its
-    opening without that time. `begun` has the newest attempt of each node that has begun to train.
+    opening without that time. `begun` has the newest attempt of each node that has begun to train, and `begun_at` when.
     """
 
     number: int
@@ -101,6 +101,7 @@ class RoundState:
     quorum: int
     absent_s: float = 0.0
     begun: Mapping[str, int] = field(default_factory=dict)
+    begun_at: Mapping[str, datetime] = field(default_factory=dict)
     answered_s: Mapping[str, float] = field(default_factory=dict)
     answers: Mapping[str, Answer] = field(default_factory=dict)
     bytes: Traffic = Traffic()
@@ -125,12 +126,14 @@ class RoundState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundReport:
-    """A closed round; of its contributors, when each update came, in seconds from its opening, and what it took.
+    """A closed round and its cohort.
 
-    `partial` has the steps of those that handed in what they had done when their time was over.
+    Of its contributors, when each update came, in seconds from its opening, and what it took; `partial` has the steps
+    of those that handed in what they had done when their time was over.
     """
 
     number: int
+    nodes: tuple[str, ...]
     contributors: tuple[str, ...]
     failed: tuple[str, ...]
     model: Blob

@@ -219,6 +219,7 @@ def _round_aggregated(state: RunState, event: RoundAggregated) -> RunState:
     opened = state.open
     report = RoundReport(
         number=event.round,
+        nodes=opened.nodes,
         contributors=event.contributors,
         failed=tuple(name for name in sorted(opened.nodes) if _has_failed(state, opened, name)),
         model=event.model,

@@ -1,7 +1,8 @@
 """Whom a run waits for, and whom it has waited for: the stragglers of its open round, and shares of the waiting.
 
-Pure and standard library only. What keeps a node is one of two things: its training (`compute`), or the way of its
-model and its update (`line`).
+Pure and standard library only. What keeps a node is one of three things: its training (`compute`), the way of its
+model and its update (`line`), or what comes before the training: a free slot, a worker's start, an attempt that failed
+(`queue`).
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,10 @@ from fedctl import fleet
 from fedctl.records import Progress, TaskKey
 from fedctl.state import Failed, Received, RoundReport, RoundState, RunState
 
-Cause = Literal["compute", "line"]
+Cause = Literal["compute", "line", "queue"]
+
+_CAUSES: tuple[Cause, ...] = ("compute", "line", "queue")
+"""Of equals the first counts."""
 
 SLOW = 1.5
 """A straggler takes more than this many times the median of those whose updates are in,"""
@@ -71,15 +75,16 @@ def waiting(state: RunState) -> tuple[Waiting, ...]:
     """Each node's share of the waiting of the closed rounds, the largest first; nodes never waited for have none.
 
     A round waits from the moment when half of its updates are in until the last one is. Each instant of that is shared
-    equally among the contributors whose updates are not in yet. What kept a contributor is whichever took it more
-    seconds beyond the round's median: its training, or the line.
+    equally among the contributors whose updates are not in yet. What kept a contributor is whichever took it most
+    seconds beyond the round's median: its training, the line, or all the rest.
     """
     seconds: dict[str, dict[Cause, float]] = {}
     for closed in state.history:
-        fit, line = _usual(closed, closed.fit_seconds), _usual(closed, closed.line_seconds)
+        spent = _spent(closed)
+        usual = {cause: _usual(closed, by_node) for cause, by_node in spent.items()}
         for name, waited in _waited(closed).items():
-            is_line = closed.line_seconds.get(name, 0.0) - line > closed.fit_seconds.get(name, 0.0) - fit
-            seconds.setdefault(name, {"compute": 0.0, "line": 0.0})["line" if is_line else "compute"] += waited
+            cause = max(_CAUSES, key=lambda cause: spent[cause].get(name, 0.0) - usual[cause])
+            seconds.setdefault(name, dict.fromkeys(_CAUSES, 0.0))[cause] += waited
     each = {name: sum(by_cause.values()) for name, by_cause in seconds.items()}
     total = sum(each.values())
     return tuple(
@@ -87,7 +92,7 @@ def waiting(state: RunState) -> tuple[Waiting, ...]:
             node=name,
             seconds=each[name],
             share=each[name] / total,
-            cause="line" if seconds[name]["line"] > seconds[name]["compute"] else "compute",
+            cause=max(_CAUSES, key=lambda cause: seconds[name][cause]),
         )
         for name in sorted(each, key=lambda name: (-each[name], name))
     )
@@ -125,6 +130,13 @@ def _keeps(state: RunState, opened: RoundState, name: str, phase: str | None) ->
         if name in closed.fit_seconds:
             return "line" if closed.line_seconds.get(name, 0.0) > closed.fit_seconds[name] else "compute"
     return "compute"
+
+
+def _spent(closed: RoundReport) -> dict[Cause, dict[str, float]]:
+    """Seconds of a round by what they went into, and by contributor."""
+    fit, line = closed.fit_seconds, closed.line_seconds
+    rest = {name: took - fit.get(name, 0.0) - line.get(name, 0.0) for name, took in closed.answered_s.items()}
+    return {"compute": dict(fit), "line": dict(line), "queue": rest}
 
 
 def _usual(closed: RoundReport, seconds: Mapping[str, float]) -> float:

@@ -44,7 +44,7 @@ PURE = {
     "telemetry": ("records", "strictjson"),
     "actions": ("records",),
     "fleet": ("federation", "runstate"),
-    "plan": ("actions", "federation", "fleet", "records", "state"),
+    "plan": ("actions", "events", "federation", "fleet", "records", "state"),
     "measures": ("federation", "records", "state"),
     "waiting": ("fleet", "records", "state"),
     "activity": ("events", "fleet", "records", "state"),

@@ -89,16 +89,20 @@ def _share_or_count(value: Any) -> float | int:
     )
 
 
-def _duration(value: Any) -> float | None:
+def _duration(value: Any, otherwise: str = "leave it out for none") -> float | None:
     if value is None:
         return None
     seconds = _seconds(value)
     if not math.isfinite(seconds) or seconds <= 0:
         raise refusal(
             f"should be a duration above 0, not {describe(value)}",
-            "write it as `90s`, `30m`, `1h30m` or `2d`; leave it out for none",
+            f"write it as `90s`, `30m`, `1h30m` or `2d`; {otherwise}",
         )
     return seconds
+
+
+def _patience(value: Any) -> float | None:
+    return _duration(value, "null is for ever")
 
 
 def _seconds(value: Any) -> float:
@@ -229,6 +233,7 @@ Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
 ShareOrCount = Annotated[float | int, PlainValidator(_share_or_count)]
+Patience = Annotated[float | None, PlainValidator(_patience)]
 Duration = Annotated[float | None, PlainValidator(_duration)]
 Factor = Annotated[float, PlainValidator(_factor)]
 Limit = Annotated[float | None, PlainValidator(_limit)]

@@ -22,6 +22,7 @@ from fedctl.topology.fields import (
     Name,
     Natural,
     OnlyNone,
+    Patience,
     Patterns,
     Port,
     Positive,
@@ -88,7 +89,7 @@ class ScheduleSection(Section):
     deadline_s: Annotated[Duration, Field(alias="deadline")] = ABSENT
     partial: bool = ABSENT
     attempts: Positive = ABSENT
-    patience_s: Annotated[Duration, Field(alias="patience")] = ABSENT
+    patience_s: Annotated[Patience, Field(alias="patience")] = ABSENT
 
 
 class LimitsSection(Section):

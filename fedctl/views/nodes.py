@@ -9,7 +9,7 @@ from rich.text import Text
 
 from fedctl.activity import Activity, NodeStanding, activity, at_work
 from fedctl.measures import Metrics
-from fedctl.records import Progress
+from fedctl.records import Progress, TaskKey
 from fedctl.report import StatusReport
 from fedctl.state import RunState
 from fedctl.views.canvas import GAP, Column, bar, cell, cut, fitting, row, titles, total
@@ -107,7 +107,7 @@ def _node_row(
     doing = activity(state, node, task, running=known.state == "running")
     if doing in ("done", "failed", "lost", "away", "unknown", "waiting"):
         return Row(node=standing, progress=None, seconds=None)
-    since = node.since if task == node.task else None
+    since = node.since if task == node.task else _begun(state, task)
     if best and best.phase == "unreachable":
         doing = "unreachable"
     return Row(
@@ -115,6 +115,13 @@ def _node_row(
         progress=best,
         seconds=max(0.0, (now - since).total_seconds()) if since else None,
     )
+
+
+def _begun(state: RunState, task: TaskKey | None) -> datetime | None:
+    """When the training of the open round began, which a node may do while it scores a model."""
+    if state.open is None or task is None or task != state.open.training(task.node):
+        return None
+    return state.open.begun_at.get(task.node)
 
 
 def _chosen(rows: Sequence[Row], height: int | None) -> tuple[list[Row], list[Row]]:

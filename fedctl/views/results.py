@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedctl.events import Event
+from fedctl.events import UNNEEDED, Event
 from fedctl.records import Progress
 from fedctl.report import report
 from fedctl.state import RunState
 from fedctl.telemetry import Preparing, Telemetry
 from fedctl.views import open_sink
 from fedctl.views.show import note, show_json, show_pairs, show_rows, show_status, show_summary
-from fedctl.views.text import files, printable, size
+from fedctl.views.text import counted, files, listed, printable, size
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -110,9 +110,23 @@ def launched(state: RunState, *, was_live: bool, as_json: bool) -> None:
     metrics = report(state, alive=False).metrics
     if metrics and state.metric not in metrics:
         note(f"your model logs {', '.join(sorted(metrics))} and no {state.metric}: mend `monitor: {{metric: ...}}`")
+    if state.status == "finished":
+        for line in _without_part(state):
+            note(line)
+
+
+def _without_part(state: RunState) -> Iterator[str]:
+    """Who contributed to no round, by the reason."""
+    contributed = {name for closed in state.history for name in closed.contributors}
+    reasons: dict[str, list[str]] = {}
     for node in state.nodes.values():
-        if state.status == "finished" and not node.contributions:
-            note(f"{node.name} contributed to no round: {node.error or 'it was never drawn'}")
+        if node.name not in contributed:
+            asked = sum(node.name in closed.nodes for closed in state.history)
+            passed = f"others were faster, each of the {counted(asked, 'time')} that it was asked"
+            why = "never drawn" if not asked else passed if node.error in (None, UNNEEDED) else node.error
+            reasons.setdefault(why, []).append(node.name)
+    for why, names in reasons.items():
+        yield f"{listed(names, 3)} contributed to no round: {why}"
 
 
 def detached(going: "Detached", *, as_json: bool) -> None:

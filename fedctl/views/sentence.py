@@ -3,6 +3,7 @@
 from typing import assert_never
 
 from fedctl.events import (
+    UNNEEDED,
     Event,
     ModelEvaluated,
     ModelInitialized,
@@ -61,6 +62,8 @@ def _sentence(event: Event, state: RunState) -> str:
             return f"round {event.round} asks more nodes: {', '.join(event.nodes)}"
         case TaskStarted():
             return f"{_subject(event.task)} started {_doing(event.task)}{_again(event.task)}"
+        case TaskFailed(reason=reason) if reason == UNNEEDED:
+            return f"{_subject(event.task)} was not needed any more"
         case TaskFailed():
             what = "" if event.task.kind == "train" else f" {_doing(event.task)}"
             return f"{_subject(event.task)} failed{what} (attempt {event.task.attempt}): {event.reason}"

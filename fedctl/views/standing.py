@@ -46,7 +46,7 @@ def title(status: StatusReport) -> Text:
 def outcome_lines(status: StatusReport, width: int) -> list[Text]:
     """Why a run stands still and what to type next; nothing while it runs and once it is finished."""
     lines = folded(Text(plain(status.reason), "red"), width) if status.reason else []
-    failed = [node.name for node in status.nodes if node.state == "failed"]
+    failed = [node.name for node in status.nodes if node.state == "failed" and node.has_log]
     if failed and status.state != "running":
         lines.append(Text.assemble("why: ", (f"fedctl logs {plain(failed[0])} --run {status.run}", "bold")))
     left = [plain(node.name) for node in status.nodes if node.state == "unknown"]

@@ -4,9 +4,9 @@ import threading
 import time
 from datetime import UTC, datetime
 
-from fedctl.events import TaskStarted
+from fedctl.events import TaskFailed, TaskStarted, UpdateReceived
 from fedctl.inbox import BEAT_S, Inbox
-from fedctl.records import Progress, TaskKey
+from fedctl.records import Blob, Progress, TaskKey
 from fedctl.telemetry import Preparing
 
 ALICE, BOB = TaskKey(round=1, node="alice"), TaskKey(round=1, node="bob")
@@ -23,6 +23,18 @@ def test_facts_come_in_their_order():
         inbox.put(fact)
     assert inbox.take(0.0) == [0, 1, 2, 3, 4]
     assert inbox.take(0.0) == []
+
+
+def test_a_task_has_one_answer():
+    """One that is stopped may come to its end, or to its update, at the same moment."""
+    inbox, update = Inbox(), Blob(digest="0" * 64, size=1)
+    stopped = TaskFailed(at=AT, task=ALICE, reason="the round was closed without it", retryable=False)
+    inbox.put(stopped)
+    inbox.put(TaskFailed(at=AT, task=ALICE, reason="cancelled", retryable=False))
+    inbox.put(UpdateReceived(at=AT, task=ALICE, update=update, examples=1, metrics={}, seconds=1.0))
+    other = TaskFailed(at=AT, task=BOB, reason="out of memory", retryable=True)
+    inbox.put(other)
+    assert inbox.take(0.0) == [stopped, other]
 
 
 def test_of_each_task_and_node_only_the_newest_sample_waits():

@@ -568,6 +568,17 @@ def test_scoring_has_the_same_deadline():
     assert keys(planned(story, deadline_s=3600)) == ["r0001/alice/e1", "open/2"]
 
 
+def test_the_first_models_scores_have_their_time_from_when_the_nodes_are_ready():
+    story = Story("alice")
+    story.now += HOUR
+    story.ready()
+    story.built()
+    assert keys(planned(story, deadline_s=60)) == ["r0000/alice/e1", "open/1"]
+    story.opened(1)
+    assert "r0000/alice/e1" in keys(planned(story, deadline_s=60))
+    assert "cancel/r0000/alice/e1" in keys(planned(story, deadline_s=60, now=story.now + timedelta(seconds=61)))
+
+
 # Holding
 
 

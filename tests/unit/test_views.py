@@ -10,7 +10,17 @@ import pytest
 from rich.console import Console
 
 from fedctl.errors import ConfigError
-from fedctl.events import EVENTS, NodeDeclined, RoundHeld, RoundWidened, RunFailed, UpdateLost
+from fedctl.events import (
+    EVENTS,
+    UNNEEDED,
+    NodeDeclined,
+    RoundHeld,
+    RoundOpened,
+    RoundWidened,
+    RunFailed,
+    RunFinished,
+    UpdateLost,
+)
 from fedctl.records import Progress, TaskKey
 from fedctl.report import report
 from fedctl.state import RunState, apply
@@ -237,9 +247,28 @@ def test_a_round_that_cannot_be_opened_names_the_nodes_it_waits_for():
     assert "round 1 waits for alice, bob; asked again in 9m 58s\n" in drawn(story, 80)
 
 
+def test_a_run_tells_who_contributed_to_nothing_and_why(capsys):
+    story = Story("alice", "bob", "carol", "dave", rounds=2)
+    story.ready()
+    story.built()
+    for number in (1, 2):
+        story.tell(RoundOpened, round=number, nodes=("alice", "bob"), wanted=1, quorum=1)
+        for name in ("alice", "bob"):
+            story.started(number, name)
+        story.trained(number, "alice")
+        story.aggregated(number, "alice")
+        story.failed(number, "bob", UNNEEDED, retryable=False)
+        assert sentence(story.events[-1], story.state) == f"round {number}: bob was not needed any more"
+    story.tell(RunFinished)
+    results.launched(story.state, was_live=True, as_json=False)
+    said = capsys.readouterr().err
+    assert "bob contributed to no round: others were faster, each of the 2 times that it was asked" in said
+    assert "carol, dave contributed to no round: never drawn" in said
+
+
 def test_a_run_tells_at_its_end_for_whom_it_has_waited():
     story = finished("alice", "bob", "carol", "dave", compare=False)
-    assert "waited 40s in all for the slowest: dave 75% (compute), carol 25% (compute)\n" in drawn(story)
+    assert "waited 40s in all for the slowest: dave 75% (queue), carol 25% (queue)\n" in drawn(story)
     show.show_summary(story.state)
     quick = finished("alice", compare=False)
     assert "waited" not in drawn(quick)

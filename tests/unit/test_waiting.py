@@ -184,6 +184,14 @@ def test_a_node_was_waited_for_because_of_what_took_it_longer_than_the_median_no
     assert [(one.node, one.cause) for one in waiting(story.state)] == [("carol", cause)]
 
 
+def test_a_node_whose_training_took_no_longer_was_kept_by_what_came_before_it():
+    story = begun("alice", "bob", "carol")
+    for name in ("alice", "bob", "carol"):
+        story.trained(1, name)
+    story.aggregated(1)
+    assert [(one.node, one.cause) for one in waiting(story.state)] == [("carol", "queue")]
+
+
 def test_a_run_without_a_closed_round_has_not_waited():
     assert waiting(begun().state) == ()
 
@@ -201,7 +209,7 @@ def test_the_report_has_it_as_json():
     story.trained(1, "bob")
     story.aggregated(1)
     (waited,) = report(story.state, alive=True).to_json()["waiting"]
-    assert waited == {"node": "bob", "seconds": pytest.approx(2.0), "share": 1.0, "cause": "compute"}
+    assert waited == {"node": "bob", "seconds": pytest.approx(2.0), "share": 1.0, "cause": "queue"}
 
 
 def test_a_node_that_has_scored_a_model_meanwhile_is_still_known_to_train():
