@@ -161,6 +161,9 @@ def _days_of(name: Any) -> list[int]:
 
 
 def _command(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) and " " in value:
+        listed = ", ".join(value.split())
+        raise refusal(f"should be a program, or a list of it and its arguments, not {describe(value)}", f"[{listed}]")
     words = [value] if isinstance(value, str) else value
     if not isinstance(words, list) or not words or not all(isinstance(w, str) and w.isprintable() and w for w in words):
         raise refusal(

@@ -63,6 +63,9 @@ def checked(found: "Checked", *, as_json: bool) -> None:
     failed = sum(1 for findings in found.nodes.values() if not all(one.passed for one in findings))
     every = len(found.nodes)
     said = f"{failed} of {counted(every, 'node')} cannot train yet" if failed else f"{counted(every, 'node')} ready"
+    declined = sum(any(one.name == "when" and one.note for one in findings) for findings in found.nodes.values())
+    if declined and not failed:
+        said += f", {declined} of them not to be used now"
     note(said if found.code.passed else f"{said}; your code cannot be used yet")
 
 

@@ -87,7 +87,7 @@ def test_check_says_what_a_node_answers_now(place, bobs_word):
     bobs_word.unlink()
     said = place.fedctl("check").stderr
     assert "bob: not to be used now: bob is at the keyboard" in said
-    assert "2 nodes ready" in said
+    assert "2 nodes ready, 1 of them not to be used now" in said
     place.edit("fed.yaml", "/idle}", "/gone}")
     told = place.json("check", code=4)
     (finding,) = [one for one in told["nodes"]["bob"] if one["name"] == "when"]

@@ -522,6 +522,11 @@ def test_names_that_yaml_does_not_read_as_text(assert_error, value, message, hin
             "when/command: should be a program on the node, or a list of it and its arguments, not a list",
             "such as [/usr/local/bin/on-mains, --quiet]; no shell reads it",
         ),
+        (
+            '{name: a, when: {command: "/bin/test -d /"}}',
+            'when/command: should be a program, or a list of it and its arguments, not "/bin/test -d /"',
+            "[/bin/test, -d, /]",
+        ),
         ("{name: a, when: {command: [/x, 2]}}", None, "such as [/usr/local/bin/on-mains, --quiet]; no shell reads it"),
         (
             "{name: a, when: {command: on-mains}}",
