@@ -257,6 +257,8 @@ def _plain(value: Any) -> Any:
             return value.to_json()
         case Mapping():
             return {name: _plain(item) for name, item in value.items()}
+        case tuple():
+            return [_plain(item) for item in value]
         case _:
             return value
 
