@@ -4,6 +4,8 @@
 run needed. Both stream tensor by tensor; nothing here knows of nodes, journals or run directories.
 """
 
+import contextlib
+import ctypes
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +30,9 @@ from fedctl.weights import (
     save_checkpoint,
     spec_of,
 )
+
+_MMAP_THRESHOLD = -3  # mallopt's M_MMAP_THRESHOLD
+_LARGE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +80,7 @@ def aggregate_files(
     Raises UsageError for a file that is missing, an `output` that exists (unless `force`) or has another suffix, and
     weights that are no weights; ConfigError for the strategy; ModelError, naming files and tensor, for content.
     """
+    _give_back_what_is_freed()
     rule = build(strategy, folder=Path.cwd())
     counted = _checked_weights(weights, len(files), strategy.name if not rule.weighted else None)
     _check_paths([*files, *filter(None, (model, memory))], output, force=force)
@@ -129,6 +135,7 @@ def aggregate_round(
     `memory` is the previous round's `memory_out`, where there is one; a strategy without memory writes none.
     Raises ModelError for a file that is not sound, and for a strategy that makes values NaN or infinite.
     """
+    _give_back_what_is_freed()
     start = Weights.open(model)
     contributions = []
     for name, (path, examples) in updates.items():
@@ -153,6 +160,16 @@ def aggregate_round(
         raise
     except Exception as error:  # a user's own strategy may raise anything
         raise ModelError(f"the strategy {type(strategy).__name__} failed: {type(error).__name__}: {error}") from error
+
+
+def _give_back_what_is_freed() -> None:
+    """Have the C library give large blocks back at once.
+
+    glibc keeps the next ones for itself once a large one was freed, and memory would grow with the number of tensors,
+    from run to run by another amount.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library, which has no such call
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE)
 
 
 def _checked_weights(weights: Sequence[float] | None, files: int, unweighted: str | None) -> list[float]:
