@@ -20,6 +20,7 @@ class LocalProcess:
         self._said: str | None = None
         self._ending = threading.Lock()
         self._reading = threading.Lock()
+        self._closing = threading.Lock()
         self._stderr = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (closed with the process)
         try:
             self._process = subprocess.Popen(
@@ -41,7 +42,7 @@ class LocalProcess:
 
     def close_stdin(self) -> None:
         assert self._process.stdin
-        with contextlib.suppress(OSError):
+        with self._closing, contextlib.suppress(OSError):  # two threads that close a buffered file at once break it
             self._process.stdin.close()
 
     def read(self, size: int) -> bytes:
