@@ -20,14 +20,10 @@ def task_started(state: RunState, event: TaskStarted) -> RunState:
     state = state.with_node(key.node, task=key, attempt=key.attempt, round=key.round, since=since)
     if key.kind != "train" or state.open is None:
         return state
-    if state.open.begun.get(key.node) == key.attempt:
+    known, _ = state.open.begun.get(key.node, (None, None))
+    if known == key:
         return state
-    opened = replace(
-        state.open,
-        begun={**state.open.begun, key.node: key.attempt},
-        begun_at={**state.open.begun_at, key.node: event.at},
-    )
-    return replace(state, open=opened)
+    return replace(state, open=replace(state.open, begun={**state.open.begun, key.node: (key, event.at)}))
 
 
 def task_failed(state: RunState, event: TaskFailed) -> RunState:

@@ -53,12 +53,8 @@ def _preparations(state: RunState, federation: Federation, now: datetime) -> lis
 
 def _left_over(state: RunState) -> list[Action]:
     """What a node still trains for a round that was closed without it."""
-    number = state.open.number if state.open else state.round + 1
-    return [
-        Cancel(task=node.task, reason=UNNEEDED)
-        for node in state.nodes.values()
-        if node.status == "ready" and node.task and node.task.kind == "train" and node.task.round < number
-    ]
+    ready = (node for node in state.nodes.values() if node.status == "ready")
+    return [Cancel(task=task, reason=UNNEEDED) for task in map(state.left_over, ready) if task]
 
 
 def _initialization(state: RunState, federation: Federation) -> Action:

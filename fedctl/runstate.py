@@ -91,7 +91,7 @@ class RoundState:
 
     `wanted` and `quorum` count updates: those that close it at once, and those that it cannot close without. `absent_s`
     is how long of its time no coordinator lived, `answered_s` when the nodes' last answers came, in seconds from its
-    opening without that time. `begun` has the newest attempt of each node that has begun to train, and `begun_at` when.
+    opening without that time. `begun` has the newest training of each node that has begun one, and when.
     """
 
     number: int
@@ -100,8 +100,7 @@ class RoundState:
     wanted: int
     quorum: int
     absent_s: float = 0.0
-    begun: Mapping[str, int] = field(default_factory=dict)
-    begun_at: Mapping[str, datetime] = field(default_factory=dict)
+    begun: Mapping[str, tuple[TaskKey, datetime]] = field(default_factory=dict)
     answered_s: Mapping[str, float] = field(default_factory=dict)
     answers: Mapping[str, Answer] = field(default_factory=dict)
     bytes: Traffic = Traffic()
@@ -119,9 +118,11 @@ class RoundState:
 
     def training(self, name: str) -> TaskKey | None:
         """What a node trains for the round, if it has begun to and has not answered yet."""
-        attempt, answer = self.begun.get(name, 0), self.answers.get(name)
-        past = 0 if answer is None else answer.attempt if isinstance(answer, Failed) else attempt
-        return TaskKey(round=self.number, node=name, kind="train", attempt=attempt) if attempt > past else None
+        if name not in self.begun:
+            return None
+        key, answer = self.begun[name][0], self.answers.get(name)
+        is_new = answer is None or (isinstance(answer, Failed) and answer.attempt < key.attempt)
+        return key if is_new else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +205,11 @@ class RunState:
     def is_open(self, round: int) -> bool:
         """Whether this is the round that is open."""
         return self.open is not None and self.open.number == round
+
+    def left_over(self, node: NodeState) -> TaskKey | None:
+        """What a node was seen to train for a round that was closed without it: that is still to be stopped."""
+        task = node.task
+        return task if task and task.kind == "train" and task.round <= self.round else None
 
     def with_node(self, name: str, **changes: object) -> "RunState":
         """The state with a node changed; as it was where there is no such node."""

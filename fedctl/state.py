@@ -29,7 +29,6 @@ from fedctl.events import (
     UpdateLost,
     UpdateReceived,
 )
-from fedctl.records import TaskKey
 from fedctl.runstate import (
     Answer,
     Failed,
@@ -114,7 +113,7 @@ def _run_started(state: RunState, event: RunStarted) -> RunState:
     gave_up = state.status == "failed"
     known = {name: state.nodes.get(name, NodeState(name=name)) for name in event.nodes}
     nodes = {
-        name: replace(node, status="new", task=_left_over(state, node), ready_at=None, trouble_at=None)
+        name: replace(node, status="new", task=state.left_over(node), ready_at=None, trouble_at=None)
         for name, node in known.items()
     }
     renewed = replace(
@@ -141,12 +140,6 @@ def _run_started(state: RunState, event: RunStarted) -> RunState:
     fresh = state.initialization and replace(state.initialization, spent=0, retryable=True)
     opened = opened and replace(opened, opened_at=event.at, absent_s=0.0, answers=_forgiven(opened.answers))
     return replace(renewed, initialization=fresh, open=opened)
-
-
-def _left_over(state: RunState, node: NodeState) -> TaskKey | None:
-    """What a node was seen to train for a round that was closed without it: that is still to be stopped."""
-    task = node.task
-    return task if task and task.kind == "train" and task.round <= state.round else None
 
 
 def _forgiven(answers: Mapping[str, Answer]) -> dict[str, Answer]:

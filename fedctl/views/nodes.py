@@ -121,7 +121,7 @@ def _begun(state: RunState, task: TaskKey | None) -> datetime | None:
     """When the training of the open round began, which a node may do while it scores a model."""
     if state.open is None or task is None or task != state.open.training(task.node):
         return None
-    return state.open.begun_at.get(task.node)
+    return state.open.begun[task.node][1]
 
 
 def _chosen(rows: Sequence[Row], height: int | None) -> tuple[list[Row], list[Row]]:
