@@ -5,10 +5,8 @@ off at any place; `sink` stops after an event is written down and before anythin
 """
 
 from collections import Counter
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,32 +15,15 @@ from hypothesis import strategies as st
 from fedctl import journal
 from fedctl.events import RunStarted, TaskFailed, UpdateReceived
 from fedctl.state import RunState
+from tests.scenario.calm import assert_calm_end, is_finished, scene, went_on
 from tests.scenario.world import Killed, Killer, Scene, dying, federation, of_kind
 
 MOST_EVENTS = 45
 TORN = (0.0, 0.02, 0.5, 0.99)
 
-whole = federation("alice", "bob", strategy="fedavgm", compare=True)
-
-
-def scene(folder: Path, **world: Any) -> Scene:
-    """Two nodes, two rounds, momentum, the comparison, and a failure that a second attempt mends."""
-    made = Scene(folder, whole, **world)
-    made.world.fail_at("bob", 1, 1)
-    return made
-
-
-@cache
-def calm() -> dict[str, Any]:
-    with TemporaryDirectory() as folder:
-        made = scene(Path(folder) / "calm")
-        return made.outcome(made.go())
-
 
 def assert_same_end(made: Scene, state: RunState) -> None:
-    assert made.outcome(state) == calm()
-    assert max(Counter(made.world.done).values()) == 1
-    assert made.leftovers() == []
+    assert_calm_end(made, state)
     with journal.Journal(made.run.journal) as written:
         assert not written.was_torn
     accepted = Counter(event.task for event in of_kind(made.events, UpdateReceived))
@@ -137,15 +118,6 @@ def test_an_answer_is_booked_once_though_its_task_is_started_twice(tmp_path):
     state = made.go()
     assert [node.contributions for node in state.nodes.values()] == [2, 2]
     assert all(node.task is None for node in state.nodes.values())
-
-
-def went_on(made: Scene) -> RunState:
-    """The state at the end; a run that finished before the death is not resumed."""
-    return made.state if is_finished(made) else made.go()
-
-
-def is_finished(made: Scene) -> bool:
-    return made.state.status == "finished"
 
 
 def test_death_is_no_exception_that_anybody_catches():

@@ -10,10 +10,8 @@ import shutil
 import stat
 import subprocess
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,13 +25,12 @@ from fedctl.errors import StateError
 from fedctl.events import Event, ModelInitialized, RoundOpened, UpdateLost, UpdateReceived
 from fedctl.journal import Journal
 from fedctl.runstate import RunState
+from tests.scenario.calm import assert_calm_end, scene, went_on
 from tests.scenario.world import Killed, Killer, Scene, Watch, dying, federation, of_kind
 
 MOST_EVENTS = 45
 NODES = "nodes"
 """The folder of a scene that stands for the nodes' own disks."""
-
-whole = federation("alice", "bob", strategy="fedavgm", compare=True)
 
 
 class Disk:
@@ -176,28 +173,8 @@ class Cut(Killer):
             raise
 
 
-def scene(folder: Path, **world: Any) -> Scene:
-    """Two nodes, two rounds, momentum, the comparison, and a failure that a second attempt mends."""
-    made = Scene(folder, whole, **world)
-    made.world.fail_at("bob", 1, 1)
-    return made
-
-
-@cache
-def calm() -> dict[str, Any]:
-    with TemporaryDirectory() as folder:
-        made = scene(Path(folder) / "calm")
-        return made.outcome(made.go())
-
-
-def went_on(made: Scene) -> RunState:
-    return made.state if made.state.status == "finished" else made.go()
-
-
 def assert_same_end(made: Scene) -> None:
-    assert made.outcome(went_on(made)) == calm()
-    assert max(Counter(made.world.done).values()) == 1
-    assert made.leftovers() == []
+    assert_calm_end(made, went_on(made))
 
 
 # What a disk is here

@@ -59,8 +59,7 @@ def test_a_tail_that_is_torn_at_any_byte_is_left_out_and_repaired(path):
         assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("garbage", [b"\0" * 5000, b"\xff\r\xfe\r\x80", b'{"at":"2026-11-21T23:50:07Z"', b"\r\r"])
-def test_a_tail_of_garbage_without_an_end_is_left_out_and_repaired(path, garbage):
+def assert_left_out_and_repaired(path, garbage):
     write(path, EVENTS[:2])
     good = path.read_bytes()
     path.write_bytes(good + garbage)
@@ -68,17 +67,16 @@ def test_a_tail_of_garbage_without_an_end_is_left_out_and_repaired(path, garbage
     with Journal(path) as writer:
         assert writer.was_torn
     assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize("garbage", [b"\0" * 5000, b"\xff\r\xfe\r\x80", b'{"at":"2026-11-21T23:50:07Z"', b"\r\r"])
+def test_a_tail_of_garbage_without_an_end_is_left_out_and_repaired(path, garbage):
+    assert_left_out_and_repaired(path, garbage)
 
 
 @pytest.mark.parametrize("garbage", [b"\0\0\0\n", b"{}\n", b'{"event":[]}\n', b"\xff\n", b"\n", b"[" * 10**5 + b"\n"])
 def test_a_last_line_that_is_whole_but_garbage_is_repaired(path, garbage):
-    write(path, EVENTS[:2])
-    good = path.read_bytes()
-    path.write_bytes(good + garbage)
-    assert journal.read(path) == EVENTS[:2]
-    with Journal(path) as writer:
-        assert writer.was_torn
-    assert path.read_bytes() == good
+    assert_left_out_and_repaired(path, garbage)
 
 
 def test_a_damaged_middle_is_refused_with_its_line(path):
