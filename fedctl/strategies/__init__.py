@@ -48,7 +48,8 @@ class Contribution:
     """One node's update: its weights, and how much it counts (the examples it was trained on; finite, 0 or more).
 
     `steps` are those of the node's optimizer (0: none, or not known), and `loss` is what the node measured of the model
-    before it trained it (None: not known).
+    before it trained it (None: not known). `controls` is what the node's local rule sent beside its weights: tensors by
+    names of the model's, of the same shapes and dtypes (empty but where the strategy asks for them).
     """
 
     name: str
@@ -56,6 +57,7 @@ class Contribution:
     weights: Mapping[str, Tensor]
     steps: int = 0
     loss: float | None = None
+    controls: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +120,16 @@ def build(named: Named, *, folder: Path | None = None) -> Strategy:
 def needs_steps(strategy: Strategy) -> bool:
     """Whether a strategy says that an update is of no use to it without its number of steps."""
     return bool(getattr(strategy, "needs_steps", False))
+
+
+def uses_controls(strategy: Strategy) -> bool:
+    """Whether nodes are to have the strategy's memory beside the model, and send `controls` beside their weights."""
+    return bool(getattr(strategy, "controls", False))
+
+
+def rule_of(strategy: Strategy) -> Named | None:
+    """The local rule that a strategy is of no use without; None where there is none."""
+    return getattr(strategy, "rule_at_nodes", None)
 
 
 def _imported(module: str, member: str) -> type[Any]:
