@@ -22,7 +22,7 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Perform:
-    """Have a node do a task on these models.
+    """Have a node do a task on these models; it goes on with what its training `kept` has left on it (None: nothing).
 
     `passes` multiplies the epochs (alone, all rounds are one task). After `seconds` the node hands in what it has done;
     None lets it come to its end.
@@ -31,6 +31,7 @@ class Perform:
     task: TaskKey
     models: Mapping[str, Blob] = field(default_factory=dict)
     passes: int = 1
+    kept: TaskKey | None = None
     seconds: float | None = None
 
     @property

@@ -114,6 +114,8 @@ def _answered(state: RunState, key: TaskKey, answer: Answer, at: datetime) -> Ru
             return replace(state, evaluations={**state.evaluations, key.round: scored})
         case "alone":
             return replace(state, alone={**state.alone, key.node: answer})
+        case "finetune":
+            return replace(state, finetuned={**state.finetuned, key.node: answer})
         case "compare":
             return replace(state, compared={**state.compared, key.node: answer})
         case "initialize":

@@ -50,6 +50,7 @@ NODE_PART = (
     "errors.py",
     "weights.py",
     "partition.py",
+    "share.py",
     "codecs",
     "node",
 )

@@ -19,7 +19,7 @@ from fedctl import install, remote
 from fedctl.allowance import Allowance
 from fedctl.errors import ConnectionLost, NodeError, ProtocolError
 from fedctl.node import agent
-from fedctl.records import printable
+from fedctl.strictjson import printable
 from fedctl.transports import Process, Transport
 
 ANSWER_S = 120.0

@@ -16,7 +16,8 @@ from typing import Any
 from fedctl.bundle import preload
 from fedctl.errors import ConfigError
 from fedctl.federation import Federation, Node
-from fedctl.records import Blob, printable
+from fedctl.records import Blob
+from fedctl.strictjson import printable
 
 PACKAGES = ("torch", "pytorch-lightning", "lightning", "numpy", "safetensors")
 """What a task needs, one Lightning of the two being enough."""

@@ -84,10 +84,11 @@ class NodeDeclined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInitialized:
-    """The first global model was built from the user's code and the seed."""
+    """The first global model was built from the user's code and the seed; the `rest` are the tensors that stay."""
 
     at: datetime
     model: Blob
+    rest: Blob | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +136,7 @@ class UpdateReceived:
 
     `seconds` is the node's time in fit, `line_s` what its model and its update took on the line, `accelerator` what it
     trained on, as torch calls it: `cpu`, `cuda:1`. `steps` are those of the optimizer; a `partial` update is what the
-    node had done when its time was over.
+    node had done when its time was over, and a `fresh` one comes of a node on which what it had kept was gone.
     """
 
     at: datetime
@@ -148,6 +149,7 @@ class UpdateReceived:
     accelerator: str = ""
     steps: int = 0
     partial: bool = False
+    fresh: bool = False
     line_s: float = 0.0
 
 
@@ -181,12 +183,13 @@ class RoundHeld:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundAggregated:
-    """The updates of these contributors became the next model."""
+    """The updates of these contributors became the next model; `memory` is what the strategy sends beside it."""
 
     at: datetime
     round: int
     model: Blob
     contributors: tuple[str, ...]
+    memory: Blob | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,6 +287,8 @@ _FROM_JSON: Mapping[str, Callable[[Any], Any]] = {
     "task": TaskKey.parse,
     "model": Blob.from_json,
     "update": Blob.from_json,
+    "rest": lambda value: value and Blob.from_json(value),
+    "memory": lambda value: value and Blob.from_json(value),
     "nodes": tuple,
     "contributors": tuple,
     "metrics": _metrics_from_json,

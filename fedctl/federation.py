@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fedctl.share import Share
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Monitor:
@@ -33,7 +35,10 @@ class Callback:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSpec:
-    """The user's own code: `file.py:Class` of a LightningModule and a LightningDataModule, and their arguments."""
+    """The user's own code: `file.py:Class` of a LightningModule and a LightningDataModule, and their arguments.
+
+    Unless `reset_optimizer`, a node's optimizers go on from round to round.
+    """
 
     model: str
     data: str
@@ -41,6 +46,7 @@ class TaskSpec:
     data_args: Mapping[str, Any] = field(default_factory=dict)
     trainer: Mapping[str, Any] = field(default_factory=dict)
     callbacks: tuple[Callback, ...] = ()
+    reset_optimizer: bool = True
     monitor: Monitor = Monitor()
 
     @property
@@ -55,6 +61,14 @@ class Named:
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finetune:
+    """A training of each node's own after the last round, for so many epochs; `model_args` go before the task's."""
+
+    epochs: int = 1
+    model_args: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +150,8 @@ class Node:
 class Federation:
     """One federation, whole and checked. `folder` holds fed.yaml and the user's code.
 
-    `local` is what a node's training follows beyond the user's code (None: nothing).
+    `local` is what a node's training follows beyond the user's code, `finetune` what each node does for itself after
+    the last round (None: nothing).
     """
 
     name: str
@@ -148,9 +163,16 @@ class Federation:
     compare: bool = False
     strategy: Named = Named(name="fedavg")
     local: Named | None = None
+    share: Share = Share()
+    finetune: Finetune | None = None
     codec: str = "none"
     schedule: Schedule = Schedule()
     limits: Limits = Limits()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a node may have to go on with what an earlier training of its left on it."""
+        return not self.share.is_whole or not self.task.reset_optimizer or self.local is not None
 
     def node(self, name: str) -> Node:
         """The node of that name; raises KeyError."""

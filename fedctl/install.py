@@ -5,7 +5,7 @@ import threading
 
 from fedctl import remote
 from fedctl.errors import ConnectionLost, NodeError
-from fedctl.records import printable
+from fedctl.strictjson import printable
 from fedctl.transports import LOST, Process, Transport
 
 CHUNK = 2**20

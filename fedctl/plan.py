@@ -11,7 +11,7 @@ from fedctl import fleet
 from fedctl.actions import Action, Aggregate, Cancel, Finish, GiveUp, Hold, OpenRound, Perform, Prepare, WidenRound
 from fedctl.events import UNNEEDED
 from fedctl.federation import Federation
-from fedctl.records import COORDINATOR, Blob, Kind, TaskKey
+from fedctl.records import COORDINATOR, MEMORY, REST, Blob, Kind, TaskKey
 from fedctl.state import Answer, Failed, Received, RoundState, RunState
 
 PARTIAL = 0.9
@@ -95,7 +95,7 @@ def _round(state: RunState, opened: RoundState, federation: Federation, now: dat
     quorum, left_s = fleet.quorum(federation), _left_s(state, opened, federation, now)
     late = left_s is not None and left_s <= 0
     seconds = None if left_s is None or not federation.schedule.partial else max(1.0, left_s - _margin_s(federation))
-    base = {"base": _model(state)}
+    base = {"base": _model(state), **({MEMORY: state.memory} if state.memory else {})}
     tasks = _tasks(state, federation, "train", opened.number, base, late=late, nodes=opened.nodes, seconds=seconds)
     if tasks or (not late and _is_awaited(state, opened, federation, now)):
         return tasks
@@ -148,10 +148,15 @@ def _is_lacking(state: RunState, federation: Federation, now: datetime, kind: Ki
 def _closing(state: RunState, federation: Federation, now: datetime) -> list[Action]:
     """When all have scored the last model: train each node alone, score all these models everywhere, if asked for.
 
-    One after the other, each with the nodes that may come back.
+    Before them each node fine-tunes it for itself, if asked for. One after the other, each with the nodes that may come
+    back.
     """
     if not _is_scoring_late(state, federation, now) and _is_lacking(state, federation, now, "evaluate", state.nodes):
         return []
+    if federation.finetune:
+        tuning = _tasks(state, federation, "finetune", state.round, {"global": _model(state)})
+        if tuning or _is_lacking(state, federation, now, "finetune", state.nodes):
+            return tuning
     if not federation.compare:
         return [Finish()]
     passes = {name: node.contributions for name, node in state.nodes.items() if node.contributions}
@@ -178,6 +183,7 @@ def _tasks(
     """One task a ready node that has not answered yet; past the deadline those are cancelled instead."""
     answers = state.answers(kind, round)
     wanted = None if nodes is None else set(nodes)
+    labelled = {**models, **({REST: state.rest} if state.rest else {})}
     actions: list[Action] = []
     for name in fleet.ready(state):
         if wanted is not None and name not in wanted:
@@ -190,7 +196,8 @@ def _tasks(
             actions.append(Cancel(task=key, reason=f"the deadline of {federation.schedule.deadline_s:.0f} s passed"))
         else:
             times = (passes or {}).get(name, 1)
-            actions.append(Perform(task=key, models=models, passes=times, seconds=seconds))
+            kept = state.nodes[name].kept if federation.keeps and kind in ("train", "evaluate", "finetune") else None
+            actions.append(Perform(task=key, models=labelled, passes=times, kept=kept, seconds=seconds))
     return actions
 
 

@@ -13,7 +13,8 @@ from fedctl import transfer
 from fedctl.connection import LINE_LOST, Connection
 from fedctl.environment import Environment, Given, differences, is_recent, missing, version_here
 from fedctl.errors import ConnectionLost, InstallError, NodeError
-from fedctl.records import Blob, printable
+from fedctl.records import Blob
+from fedctl.strictjson import printable
 
 Told = Callable[[str], None]
 """Is told the newest line about the work that goes on."""

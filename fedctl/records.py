@@ -12,32 +12,37 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from fedctl.strictjson import a_count, a_flag, a_list, a_mapping, a_number
+from fedctl.strictjson import a_count, a_flag, a_list, a_mapping, a_number, a_text, fields_of
 
-Kind = Literal["train", "evaluate", "alone", "compare", "initialize"]
+Kind = Literal["train", "evaluate", "alone", "compare", "finetune", "initialize"]
 
 _LETTERS: Mapping[str, Kind] = {
     "a": "train",
     "e": "evaluate",
     "s": "alone",
     "c": "compare",
+    "f": "finetune",
     "i": "initialize",
 }
 _LETTER_OF = {kind: letter for letter, kind in _LETTERS.items()}
-_KEY = re.compile(r"r([0-9]{4,9})/([A-Za-z0-9][A-Za-z0-9._-]{0,63})/([aesci])([0-9]{1,4})")
+_KEY = re.compile(r"r([0-9]{4,9})/([A-Za-z0-9][A-Za-z0-9._-]{0,63})/([aescfi])([0-9]{1,4})")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 COORDINATOR = "coordinator"
 """The name under which the coordinator asks its own machine to build the first model; no node may take it."""
+REST, MEMORY = "rest", "memory"
+"""Labels of what comes with a model: its tensors that no node shares, as they were at first; what its strategy sends.
+
+A node that can build the rest from the code is not sent it.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class TaskKey:
     """The idempotency key of a task: `r0003/alice/a1`.
 
-    The letter says the kind: a train, e evaluate, s alone, c compare, i initialize.
+    The letter says the kind: a train, e evaluate, s alone, c compare, f finetune, i initialize.
     """
 
     round: int
@@ -77,7 +82,7 @@ class Blob:
 
     @classmethod
     def from_json(cls, value: Any) -> "Blob":
-        fields = _fields(value, cls)
+        fields = fields_of(value, cls)
         digest, size = fields["digest"], fields["size"]
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             raise ValueError(f"not a SHA-256 digest: {digest!r}")
@@ -96,7 +101,7 @@ class Score:
 
     @classmethod
     def from_json(cls, value: Any) -> "Score":
-        fields = _fields(value, cls)
+        fields = fields_of(value, cls)
         return cls(examples=a_count(fields["examples"], "examples"), metrics=_metrics(fields["metrics"]))
 
 
@@ -104,12 +109,15 @@ class Score:
 class Task:
     """What one node is asked: which code, on which models, with which seed.
 
-    `models` are labelled: a training task has the one label "base", an evaluation a label a model that is scored.
+    `models` are labelled: a training task has the label "base", an evaluation a label a model that is scored; beside
+    them may come `REST` and `MEMORY`. Of a model only what `share` says is in them (`Share.to_json`; empty: all). The
+    node takes up what it kept of its training `kept` (None: of none), and builds the rest with `first_seed`.
     `trainer` holds arguments of Lightning's Trainer; `threads` bounds torch's own threads (0 leaves torch's choice).
     A training hands in what it has done after so many `seconds` (None: it comes to its end). `when` says when the node
     may be used, as the agent's `may` takes it (empty: always); a `partial` training hands in what it has done when it
     may be used no more, others come to nothing then. `callbacks` are the user's, each a `class` (`file.py:Class`) and
-    its `args`; `local` is the name and the options of a local rule (empty: none).
+    its `args`; `local` is the name and the options of a local rule (empty: none). Unless `reset_optimizer`, optimizers
+    go on as they ended in `kept`.
     """
 
     key: TaskKey
@@ -127,30 +135,38 @@ class Task:
     when: Mapping[str, Any] = field(default_factory=dict)
     callbacks: tuple[Mapping[str, Any], ...] = ()
     local: Mapping[str, Any] = field(default_factory=dict)
+    share: Mapping[str, Any] = field(default_factory=dict)
+    reset_optimizer: bool = True
+    first_seed: int = 0
+    kept: TaskKey | None = None
 
     def to_json(self) -> dict[str, Any]:
         return _to_json(self)
 
     @classmethod
     def from_json(cls, value: Any) -> "Task":
-        fields = _fields(value, cls)
+        fields = fields_of(value, cls)
         models = {label: Blob.from_json(blob) for label, blob in a_mapping(fields["models"], "models").items()}
         return cls(
             key=TaskKey.parse(fields["key"]),
             seed=a_count(fields["seed"], "seed"),
-            model=_text(fields["model"], 1_000),
+            model=a_text(fields["model"], 1_000),
             model_args=a_mapping(fields["model_args"], "model_args"),
-            data=_text(fields["data"], 1_000),
+            data=a_text(fields["data"], 1_000),
             data_args=a_mapping(fields["data_args"], "data_args"),
             trainer=a_mapping(fields["trainer"], "trainer"),
             models=models,
-            codec=_text(fields["codec"], 100),
+            codec=a_text(fields["codec"], 100),
             threads=a_count(fields["threads"], "threads"),
             seconds=None if fields["seconds"] is None else a_number(fields["seconds"], "seconds"),
             partial=a_flag(fields["partial"], "partial"),
             when=a_mapping(fields["when"], "when"),
             callbacks=tuple(_callback(each) for each in a_list(fields["callbacks"], "callbacks")),
             local=a_mapping(fields["local"], "local"),
+            share=a_mapping(fields["share"], "share"),
+            reset_optimizer=a_flag(fields["reset_optimizer"], "reset_optimizer"),
+            first_seed=a_count(fields["first_seed"], "first_seed"),
+            kept=None if fields["kept"] is None else TaskKey.parse(fields["kept"]),
         )
 
 
@@ -159,7 +175,8 @@ class Result:
     """What a finished task left behind: `result.json`, written last.
 
     `seconds` is the time in Lightning's fit or validate alone. `update` is the file of weights that was made, if any,
-    after `steps` of the optimizer; it is `partial` where the training was ended early. A failed task has an `error`
+    after `steps` of the optimizer; it is `partial` where the training was ended early, and `fresh` where what the node
+    had kept was gone. A failed task has an `error`
     (one line), the `detail` (end of the traceback) and whether a retry could help. One that the node's owner stopped
     has their reason as its `error`, and may be asked for again after `ask_again_s` (None for all others).
     """
@@ -171,6 +188,7 @@ class Result:
     update: Blob | None = None
     steps: int = 0
     partial: bool = False
+    fresh: bool = False
     seconds: float = 0.0
     accelerator: str = ""
     error: str | None = None
@@ -183,22 +201,23 @@ class Result:
 
     @classmethod
     def from_json(cls, value: Any) -> "Result":
-        fields = _fields(value, cls)
+        fields = fields_of(value, cls)
         scores = a_mapping(fields["scores"], "scores")
         if len(scores) > 100_000:
             raise ValueError("scores must be an object of at most 100000 entries")
         return cls(
-            key=TaskKey.parse(_text(fields["key"], 200)),
+            key=TaskKey.parse(a_text(fields["key"], 200)),
             examples=a_count(fields["examples"], "examples"),
             metrics=_metrics(fields["metrics"]),
-            scores={_text(label, 100): Score.from_json(score) for label, score in scores.items()},
+            scores={a_text(label, 100): Score.from_json(score) for label, score in scores.items()},
             update=None if fields["update"] is None else Blob.from_json(fields["update"]),
             steps=a_count(fields["steps"], "steps"),
             partial=a_flag(fields["partial"], "partial"),
+            fresh=a_flag(fields["fresh"], "fresh"),
             seconds=a_number(fields["seconds"], "seconds"),
-            accelerator=_text(fields["accelerator"], 200),
-            error=None if fields["error"] is None else _text(fields["error"], 2_000),
-            detail=_text(fields["detail"], 20_000),
+            accelerator=a_text(fields["accelerator"], 200),
+            error=None if fields["error"] is None else a_text(fields["error"], 2_000),
+            detail=a_text(fields["detail"], 20_000),
             retryable=a_flag(fields["retryable"], "retryable"),
             ask_again_s=None if fields["ask_again_s"] is None else a_number(fields["ask_again_s"], "ask_again_s"),
         )
@@ -228,17 +247,12 @@ class Progress:
 
     @classmethod
     def from_json(cls, value: Any) -> "Progress":
-        fields = _fields(value, cls)
+        fields = fields_of(value, cls)
         if fields["phase"] not in get_args(Phase):
             raise ValueError(f"unknown phase: {fields['phase']!r}")
         counts = {name: a_count(fields[name], name) for name in ("epoch", "epochs", "step", "steps")}
-        key = TaskKey.parse(_text(fields["key"], 200))
+        key = TaskKey.parse(a_text(fields["key"], 200))
         return cls(key=key, phase=fields["phase"], metrics=_metrics(fields["metrics"]), **counts)
-
-
-def printable(text: str) -> str:
-    """A node's words as they may be shown and written down: no control characters, which a terminal would obey."""
-    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def _to_json(record: Any) -> dict[str, Any]:
@@ -263,27 +277,14 @@ def _plain(value: Any) -> Any:
             return value
 
 
-def _fields(value: Any, kind: type) -> dict[str, Any]:
-    names = [each.name for each in dataclasses.fields(kind)]
-    if not isinstance(value, dict) or set(value) != set(names):
-        raise ValueError(f"expected an object with exactly {', '.join(names)}")
-    return dict(value)
-
-
 def _callback(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or set(value) != {"class", "args"}:
         raise ValueError("a callback must be an object with exactly class, args")
-    return {"class": _text(value["class"], 1_000), "args": a_mapping(value["args"], "args")}
-
-
-def _text(value: Any, longest: int) -> str:
-    if not isinstance(value, str) or len(value) > longest:
-        raise ValueError(f"expected a text of at most {longest} characters")
-    return printable(value)
+    return {"class": a_text(value["class"], 1_000), "args": a_mapping(value["args"], "args")}
 
 
 def _metrics(value: Any) -> dict[str, float]:
     """Metrics may be NaN (a diverged loss is a fact worth showing), so they are finite or null on the wire."""
     if not isinstance(value, dict) or len(value) > 1_000:
         raise ValueError("metrics must be an object of at most 1000 numbers")
-    return {_text(name, 200): math.nan if number is None else a_number(number, name) for name, number in value.items()}
+    return {a_text(name, 200): math.nan if number is None else a_number(number, name) for name, number in value.items()}

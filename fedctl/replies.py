@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from fedctl.errors import Declined, ProtocolError
-from fedctl.records import Progress, Result, TaskKey, printable
+from fedctl.records import Progress, Result, TaskKey
+from fedctl.strictjson import printable
 
 
 def result_of(key: TaskKey, value: object) -> Result:

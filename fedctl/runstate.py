@@ -56,7 +56,8 @@ class NodeState:
     It is `lost` when it cannot be reached or used, and `away` when its owner does not want it used now. A trouble began
     at `trouble_at`, `asked_at` is when the node last was found in it, and it is over with an answer or a while of calm;
     `passing` says whether it may pass by itself. `strikes` are the rounds in a row that it failed in, `struck` the last
-    one of them.
+    one of them. `kept` is its training whose update last became part of a model: with what that left on the node it
+    goes on.
     """
 
     name: str
@@ -75,6 +76,7 @@ class NodeState:
     attempt: int = 0
     round: int = 0
     contributions: int = 0
+    kept: TaskKey | None = None
     examples: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     score: Score | None = None
@@ -138,6 +140,7 @@ class RoundReport:
     contributors: tuple[str, ...]
     failed: tuple[str, ...]
     model: Blob
+    memory: Blob | None
     opened_at: datetime
     closed_at: datetime
     answered_s: Mapping[str, float]
@@ -172,13 +175,16 @@ class RunState:
     last_at: datetime | None = None
     initialization: Failed | None = None
     initial: Blob | None = None
+    rest: Blob | None = None
     model: Blob | None = None
+    memory: Blob | None = None
     round: int = 0
     open: RoundState | None = None
     nodes: Mapping[str, NodeState] = field(default_factory=dict)
     history: tuple[RoundReport, ...] = ()
     evaluations: Mapping[int, Mapping[str, Answer]] = field(default_factory=dict)
     alone: Mapping[str, Answer] = field(default_factory=dict)
+    finetuned: Mapping[str, Answer] = field(default_factory=dict)
     compared: Mapping[str, Answer] = field(default_factory=dict)
 
     @property
@@ -197,6 +203,8 @@ class RunState:
                 return self.alone
             case "compare":
                 return self.compared
+            case "finetune":
+                return self.finetuned
             case "initialize":
                 return {COORDINATOR: self.initialization} if self.initialization else {}
             case _:

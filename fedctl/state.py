@@ -4,7 +4,7 @@ Pure: no clock, no disk, no network, no torch. The same events give the same sta
 `status` and after a crash; a repeated event changes nothing, and neither does a late one that a round has gone past.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import assert_never
@@ -81,7 +81,8 @@ def apply(state: RunState, event: Event) -> RunState:
         case NodeDeclined():
             return _troubled(state, event, status="away", passing=True, ask_again_s=event.seconds)
         case ModelInitialized():
-            return state if state.model else replace(state, initial=event.model, model=event.model, initialization=None)
+            made = replace(state, initial=event.model, model=event.model, rest=event.rest, initialization=None)
+            return state if state.model else made
         case RoundOpened():
             return _round_opened(state, event)
         case RoundWidened():
@@ -216,6 +217,7 @@ def _round_aggregated(state: RunState, event: RoundAggregated) -> RunState:
         contributors=event.contributors,
         failed=tuple(name for name in sorted(opened.nodes) if _has_failed(state, opened, name)),
         model=event.model,
+        memory=event.memory,
         opened_at=opened.opened_at,
         closed_at=event.at,
         answered_s={name: opened.answered_s[name] for name in opened.updates},
@@ -226,13 +228,20 @@ def _round_aggregated(state: RunState, event: RoundAggregated) -> RunState:
     )
     return replace(
         state,
-        nodes=_struck(state.nodes, opened),
+        nodes=_kept(_struck(state.nodes, opened), opened, event.contributors),
         round=event.round,
         model=event.model,
+        memory=event.memory,
         status="running" if state.status == "held" else state.status,
         open=None,
         history=(*state.history, report),
     )
+
+
+def _kept(nodes: dict[str, NodeState], closed: RoundState, contributors: Collection[str]) -> dict[str, NodeState]:
+    """What a contributor's training left on it counts from now on, and no other's."""
+    taken = {name: update.key for name, update in closed.updates.items() if name in contributors and name in nodes}
+    return {**nodes, **{name: replace(nodes[name], kept=key) for name, key in taken.items()}}
 
 
 def _has_failed(state: RunState, closed: RoundState, name: str) -> bool:

@@ -3,9 +3,13 @@
 Standard library only, and nothing of ours: the nodes run this module too, under Python 3.10 or newer.
 """
 
+import dataclasses
 import json
+import re
 from collections import Counter
 from typing import Any, NoReturn
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def loads(text: str) -> Any:
@@ -60,3 +64,23 @@ def a_number(value: Any, name: str) -> float:
     if type(value) not in (int, float) or not abs(value) < 2**1023:
         raise ValueError(f"{name} must be a finite number")
     return float(value)
+
+
+def a_text(value: Any, longest: int) -> str:
+    """The text, printable, where it is one of at most so many characters."""
+    if not isinstance(value, str) or len(value) > longest:
+        raise ValueError(f"expected a text of at most {longest} characters")
+    return printable(value)
+
+
+def fields_of(value: Any, kind: type) -> dict[str, Any]:
+    """The value where it is an object with the fields of a dataclass, all of them and no other."""
+    names = [each.name for each in dataclasses.fields(kind)]
+    if not isinstance(value, dict) or set(value) != set(names):
+        raise ValueError(f"expected an object with exactly {', '.join(names)}")
+    return dict(value)
+
+
+def printable(text: str) -> str:
+    """A node's words as they may be shown and written down: no control characters, which a terminal would obey."""
+    return _UNPRINTABLE.sub("\ufffd", text)

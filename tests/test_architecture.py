@@ -36,7 +36,8 @@ PURE = {
     "errors": (),
     "strictjson": (),
     "records": ("strictjson",),
-    "federation": (),
+    "share": (),
+    "federation": ("share",),
     "events": ("records", "strictjson"),
     "runstate": ("events", "records"),
     "answers": ("events", "records", "runstate"),
@@ -53,7 +54,7 @@ PURE = {
 """Modules without disk, clock, network or torch, and what of ours they may see."""
 
 ALLOWED = {
-    "node": ("codecs", "errors", "header", "node", "records", "weights"),
+    "node": ("codecs", "errors", "header", "node", "records", "share", "weights"),
     "views": (
         "activity",
         "errors",
@@ -67,10 +68,10 @@ ALLOWED = {
         "views",
         "waiting",
     ),
-    "topology": ("errors", "federation", "records", "topology"),
+    "topology": ("errors", "federation", "records", "share", "topology"),
     "strategies": ("errors", "federation", "header", "records", "strategies", "weights"),
     "codecs": ("codecs", "errors", "header", "records"),
-    "transports": ("errors", "federation", "records", "transports"),
+    "transports": ("errors", "federation", "records", "strictjson", "transports"),
     "weights": ("errors", "header", "records"),
     "aggregation": ("errors", "federation", "header", "records", "soundness", "strategies", "weights"),
     "soundness": ("errors", "header", "weights"),

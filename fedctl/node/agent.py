@@ -59,7 +59,7 @@ MOST_MISSES = 3
 
 DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 HALF_MADE = re.compile(r"\..+\.[0-9a-f]{12}\Z")
-FOLDER = re.compile(r"r[0-9]{4,9}-[A-Za-z0-9][A-Za-z0-9._-]{0,63}-[aesci][0-9]{1,4}\Z")
+FOLDER = re.compile(r"r[0-9]{4,9}-[A-Za-z0-9][A-Za-z0-9._-]{0,63}-[aescfi][0-9]{1,4}\Z")
 RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 READABLE = ("update.safetensors", "train.log")
 MADE = {

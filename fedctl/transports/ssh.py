@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedctl.errors import ConfigError, FedctlError, NodeError, Unreachable
-from fedctl.records import printable
+from fedctl.strictjson import printable
 from fedctl.transports import known_hosts, sockets
 from fedctl.transports.channel import ChannelProcess
 from fedctl.transports.client import Client, Refused, patiently

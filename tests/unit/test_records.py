@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedctl.records import Blob, Progress, Result, Score, Task, TaskKey, printable
+from fedctl.records import Blob, Progress, Result, Score, Task, TaskKey
+from fedctl.strictjson import printable
 
 BLOB = Blob(digest="ab" * 32, size=7)
 KEY = TaskKey(round=3, node="alice", kind="train", attempt=1)
