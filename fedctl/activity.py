@@ -20,6 +20,7 @@ Activity = Literal[
     "evaluating",
     "alone",
     "comparing",
+    "fine-tuning",
     "unreachable",
     "unknown",
     "done",
@@ -34,6 +35,7 @@ _AT_WORK: Mapping[Kind, Activity] = {
     "evaluate": "evaluating",
     "alone": "alone",
     "compare": "comparing",
+    "finetune": "fine-tuning",
     "initialize": "preparing",
 }
 
@@ -42,9 +44,10 @@ _AT_WORK: Mapping[Kind, Activity] = {
 class NodeStanding:
     """One node; its metrics are those of its training, and over them its newest scoring of the global model.
 
-    `has_log` says whether its own log tells why it failed. `partial_steps` are those of its update of the open round,
-    where that holds what was done when time was over. A node that is lost or away is looked for again in `again_s`
-    seconds; if `awaited`, the run waits for it, for `patience_s` seconds more (None: for ever).
+    `personal` are those of its personal model, empty where none has been scored. `has_log` says whether its own log
+    tells why it failed. `partial_steps` are those of its update of the open round, where that holds what was done when
+    time was over. A node that is lost or away is looked for again in `again_s` seconds; if `awaited`, the run waits for
+    it, for `patience_s` seconds more (None: for ever).
     """
 
     name: str
@@ -52,6 +55,7 @@ class NodeStanding:
     round: int
     attempt: int
     metrics: Mapping[str, float]
+    personal: Mapping[str, float]
     bytes: Traffic
     error: str | None
     examples: int
@@ -64,7 +68,9 @@ class NodeStanding:
     patience_s: float | None = None
 
 
-def node_standing(state: RunState, node: NodeState, moment: datetime | None) -> NodeStanding:
+def node_standing(
+    state: RunState, node: NodeState, moment: datetime | None, personal: Mapping[str, float]
+) -> NodeStanding:
     """A node at a moment of a run that is running, or, without a moment, of one that stands still."""
     answer = state.open.answers.get(node.name) if state.open else None
     standing = NodeStanding(
@@ -72,6 +78,7 @@ def node_standing(state: RunState, node: NodeState, moment: datetime | None) -> 
         state=activity(state, node, at_work(state, node), running=moment is not None),
         round=node.round,
         attempt=node.attempt,
+        personal=personal,
         metrics={**node.metrics, **(node.score.metrics if node.score else {})},
         bytes=node.bytes,
         has_log=bool(node.detail),
@@ -117,8 +124,11 @@ def _answered(state: RunState, name: str) -> Activity:
         return _outcome(state.open.answers.get(name))
     if name in state.compared:
         return _outcome(state.compared[name])
-    if isinstance(state.alone.get(name), Failed):
+    last = state.alone.get(name, state.finetuned.get(name))
+    if isinstance(last, Failed):
         return "failed"
+    if isinstance(last, Scored) and not state.compare:
+        return "done"
     if state.status in ("finished", "failed") and state.history:
         return "failed" if name in state.history[-1].failed else "done"
     return "waiting"

@@ -17,8 +17,8 @@ from torch import Tensor
 from fedctl.errors import FedctlError, ModelError, UsageError
 from fedctl.federation import Named
 from fedctl.records import Blob
-from fedctl.soundness import check_finite, check_spec, check_update
-from fedctl.strategies import Contribution, Strategy, build
+from fedctl.soundness import check_controls, check_finite, check_spec, check_update
+from fedctl.strategies import Contribution, Strategy, build, uses_controls
 from fedctl.strategies.elementwise import CHUNK, in_a_row, is_averaged
 from fedctl.weights import (
     Lazy,
@@ -29,6 +29,7 @@ from fedctl.weights import (
     save,
     save_checkpoint,
     spec_of,
+    split,
 )
 
 _MMAP_THRESHOLD = -3  # mallopt's M_MMAP_THRESHOLD
@@ -59,6 +60,14 @@ class AggregateReport:
     contributors: tuple[Contributor, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """What `aggregate_round` wrote: the next model, and what the strategy remembers (None: nothing)."""
+
+    model: Blob
+    memory: Blob | None = None
+
+
 def aggregate_files(
     files: Sequence[Path],
     *,
@@ -75,7 +84,8 @@ def aggregate_files(
 
     Every file counts alike unless `weights` has a number for each. `model` is the one that the files were trained from,
     for the strategies that move it, and `memory` what the strategy kept of an earlier round; `steps` and `losses` are
-    each file's, as `Contribution` takes them. A .ckpt takes its hyper-parameters from the first file.
+    each file's, as `Contribution` takes them. Controls beside the weights of a file go to a strategy that uses them,
+    and else are left out. A .ckpt takes its hyper-parameters from the first file.
 
     Raises UsageError for a file that is missing, an `output` that exists (unless `force`) or has another suffix, and
     weights that are no weights; ConfigError for the strategy; ModelError, naming files and tensor, for content.
@@ -84,17 +94,27 @@ def aggregate_files(
     rule = build(strategy, folder=Path.cwd())
     counted = _checked_weights(weights, len(files), strategy.name if not rule.weighted else None)
     _check_paths([*files, *filter(None, (model, memory))], output, force=force)
-    tensors = [read_file(path) for path in files]
-    for path, found in zip(files, tensors, strict=True):
-        check_update(found, tensors[0], what=str(path), against=str(files[0]))
+    read = [read_file(path) for path in files]
+    halves = [split(found) for found in read]
+    first, with_controls = halves[0][0], uses_controls(rule)
+    for path, found, (own, _) in zip(files, read, halves, strict=True):
+        whole = found if with_controls else own
+        check_update(whole, first, what=str(path), against=str(files[0]), controls=with_controls)
     start = read_file(model) if model else {}
     if model:
-        check_update(start, tensors[0], what=str(model), against=str(files[0]))
+        check_update(start, first, what=str(model), against=str(files[0]))
 
-    told = zip(files, counted, tensors, steps or [0] * len(files), losses or [None] * len(files), strict=True)
+    told = zip(files, counted, halves, steps or [0] * len(files), losses or [None] * len(files), strict=True)
     updates = [
-        Contribution(name=str(path), weight=weight, weights=found, steps=taken, loss=loss)
-        for path, weight, found, taken, loss in told
+        Contribution(
+            name=str(path),
+            weight=weight,
+            weights=own,
+            steps=taken,
+            loss=loss,
+            controls=beside if with_controls else {},
+        )
+        for path, weight, (own, beside), taken, loss in told
     ]
     kept = Weights.open(memory) if memory else {}
     result = _checked(rule.aggregate(start, updates, kept).model)
@@ -127,20 +147,22 @@ def aggregate_round(
     memory_out: Path | None,
     steps: Mapping[str, int] | None = None,
     losses: Mapping[str, float] | None = None,
-) -> Blob:
-    """Write the next model to `model_out`, last of all, and return it as a blob.
+) -> Closed:
+    """Write the next model to `model_out`, last of all.
 
     `updates` has the file and the number of examples of each node, by its name; they have passed `check_update`.
     `steps` and `losses` have what is known besides, as `Contribution` takes it.
     `memory` is the previous round's `memory_out`, where there is one; a strategy without memory writes none.
+    Controls beside an update's weights go to a strategy that uses them, and else are left out.
     Raises ModelError for a file that is not sound, and for a strategy that makes values NaN or infinite.
     """
     _give_back_what_is_freed()
     start = Weights.open(model)
     contributions = []
     for name, (path, examples) in updates.items():
-        weights = Weights.open(path)
-        check_spec(weights.spec, start.spec, what=f"update of {name}")
+        weights, controls = split(Weights.open(path))
+        check_spec(spec_of(weights), start.spec, what=f"update of {name}")
+        check_controls(spec_of(controls), start.spec, what=f"update of {name}")
         contributions.append(
             Contribution(
                 name=name,
@@ -148,14 +170,15 @@ def aggregate_round(
                 weights=weights,
                 steps=(steps or {}).get(name, 0),
                 loss=(losses or {}).get(name),
+                controls=controls if uses_controls(strategy) else {},
             )
         )
     try:
         outcome = strategy.aggregate(start, contributions, Weights.open(memory) if memory else {})
         check_spec(spec_of(outcome.model), start.spec, what="the aggregated model")
-        if outcome.memory and memory_out:
-            save(memory_out, outcome.memory)
-        return save(model_out, _checked(outcome.model))
+        kept = _checked(outcome.memory, "the strategy's memory") if uses_controls(strategy) else outcome.memory
+        written = save(memory_out, kept) if kept and memory_out else None
+        return Closed(model=save(model_out, _checked(outcome.model)), memory=written)
     except (FedctlError, OSError):
         raise
     except Exception as error:  # a user's own strategy may raise anything
@@ -202,15 +225,15 @@ def _check_paths(files: Sequence[Path], output: Path, *, force: bool) -> None:
         raise UsageError(f"{output.parent}: no such folder")
 
 
-def _checked(model: Mapping[str, Tensor]) -> Lazy:
-    """The same model, each of whose tensors is checked when it is computed."""
+def _checked(tensors: Mapping[str, Tensor], what: str = "the aggregated model") -> Lazy:
+    """The same tensors, each of which is checked when it is computed."""
 
     def checked(name: str) -> Tensor:
-        tensor = model[name]
-        check_finite(name, tensor, what="the aggregated model")
+        tensor = tensors[name]
+        check_finite(name, tensor, what=what)
         return tensor
 
-    return Lazy(spec_of(model), checked)
+    return Lazy(spec_of(tensors), checked)
 
 
 def _distance(update: Mapping[str, Tensor], result: Mapping[str, Tensor]) -> float | None:

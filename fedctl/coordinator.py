@@ -40,7 +40,7 @@ from fedctl.records import Progress, TaskKey
 from fedctl.rounds import close_round
 from fedctl.rundir import RunDir
 from fedctl.state import RunState, apply, fold
-from fedctl.strategies import Strategy, needs_steps
+from fedctl.strategies import Strategy, needs_steps, uses_controls
 from fedctl.telemetry import Preparing, Telemetry
 
 MOST_IN_FLIGHT = 1024
@@ -159,6 +159,7 @@ class Coordinator:
                     action,
                     federation=self._federation,
                     needs_steps=needs_steps(self._strategy),
+                    controls=uses_controls(self._strategy),
                     host=self._hosts.of(action.task.node),
                     run=self._run,
                     clock=self._clock,
@@ -255,8 +256,9 @@ class Coordinator:
 
     def _release(self, event: RoundAggregated) -> None:
         """Once a round, one request a machine: the round's updates are here, models before the last are history."""
-        before = [report.model.digest for report in self._state.history[-3:-1]]  # one may have been left by a kill
-        digests = [digest for digest in before if digest != event.model.digest]
+        before = self._state.history[-3:-1]  # one may have been left by a kill
+        sent = {blob.digest for report in before for blob in (report.model, report.memory) if blob}
+        digests = sent - {blob.digest for blob in (event.model, event.memory) if blob}
         for host in self._hosts.by_machine().values():
             keys = [key for key in self._unreleased if self._hosts.of(key.node) is host]
             if keys or digests:

@@ -22,7 +22,7 @@ from fedctl.events import Traffic
 from fedctl.federation import When
 from fedctl.lifeline import RECONNECTS, RETRIES, Lifeline
 from fedctl.preparation import Preparation, Prepared, Told, silent
-from fedctl.records import Blob, Progress, Result, Task, TaskKey
+from fedctl.records import REST, Blob, Progress, Result, Task, TaskKey
 from fedctl.replies import heed, progress_of, result_of
 from fedctl.transports import Transport
 
@@ -77,6 +77,7 @@ class Host:
         self._locking = threading.Lock()
         self._sending: dict[str, threading.Lock] = {}
         self._sent: set[tuple[Connection, str]] = set()
+        self._wanted: set[str] = set()
         self._cancelled: set[TaskKey] = set()
         self._preparation = Preparation(work.bundle, work.bundle_path, environment, python, work.identity)
         self._has_worker = False
@@ -253,12 +254,15 @@ class Host:
         """What a task needs has gone from the node, or was damaged there: it is to be sent again, as after a break."""
         digests = set(map(str, missing)) if isinstance(missing, list) else set()
         self._sent -= {(connection, digest) for digest in digests}
+        self._wanted |= digests
         if not digests <= {blob.digest for blob in task.models.values()}:
             self._preparation.forget()
         return ConnectionLost("what the task needs is no longer on the node")
 
     def _put_models(self, connection: Connection, task: Task, models: Mapping[str, Path]) -> int:
-        return sum(self._put(connection, blob, models[label]) for label, blob in task.models.items())
+        """The bytes that were sent; the rest of a model goes only where the node has said that it cannot build it."""
+        needed = {label for label, blob in task.models.items() if label != REST or blob.digest in self._wanted}
+        return sum(self._put(connection, task.models[label], models[label]) for label in sorted(needed))
 
     def _put(self, connection: Connection, blob: Blob, path: Path) -> int:
         """Send a blob unless this line has sent it before; the agent says so where it has gone since."""

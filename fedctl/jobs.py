@@ -36,7 +36,7 @@ from fedctl.events import (
 )
 from fedctl.federation import Federation
 from fedctl.host import Done, Host
-from fedctl.records import Progress, Result, Task, TaskKey
+from fedctl.records import COORDINATOR, MEMORY, REST, Blob, Progress, Result, Task, TaskKey
 from fedctl.rundir import RunDir, copy_atomically, is_there
 
 MOST_OPTIMIZERS = 16
@@ -53,16 +53,19 @@ def seed_of(seed: int, key: TaskKey) -> int:
 
 def task_of(federation: Federation, action: Perform) -> Task:
     """What the node is told."""
-    spec, key = federation.task, action.task
+    spec, key, finetune = federation.task, action.task, federation.finetune
+    tuned = finetune if finetune and key.kind == "finetune" else None
     common: dict[str, Any] = {
         "key": key,
         "seed": seed_of(federation.seed, key),
         "model": spec.model,
-        "model_args": spec.model_args,
+        "model_args": {**spec.model_args, **(tuned.model_args if tuned else {})},
         "data": spec.data,
         "models": action.models,
         "callbacks": tuple(each.to_json() for each in spec.callbacks),
         "codec": federation.codec,
+        "share": {} if federation.share.is_whole else federation.share.to_json(),
+        "first_seed": seed_of(federation.seed, TaskKey(round=0, node=COORDINATOR, kind="initialize")),
     }
     if key.kind == "initialize":
         arguments = {node.name: {**spec.data_args, **node.data} for node in federation.nodes}
@@ -72,6 +75,8 @@ def task_of(federation: Federation, action: Perform) -> Task:
     for limit in ("max_epochs", "max_steps"):
         if isinstance(trainer.get(limit), int) and trainer[limit] > 0:
             trainer[limit] *= action.passes
+    if tuned:
+        trainer = {**trainer, "max_epochs": tuned.epochs, "max_steps": -1}
     return Task(
         **common,
         data_args={**spec.data_args, **node.data},
@@ -80,7 +85,9 @@ def task_of(federation: Federation, action: Perform) -> Task:
         seconds=action.seconds,
         partial=federation.schedule.partial and key.kind in ("train", "alone"),
         when=node.when.to_json() if node.when else {},
-        local={"name": rule.name, **rule.options} if rule and key.kind == "train" else {},
+        local={"name": rule.name, **rule.options} if rule and key.kind in ("train", "evaluate", "finetune") else {},
+        reset_optimizer=spec.reset_optimizer or key.kind != "train",
+        kept=action.kept,
     )
 
 
@@ -89,6 +96,7 @@ def perform(
     *,
     federation: Federation,
     needs_steps: bool = False,
+    controls: bool = False,
     host: Host,
     run: RunDir,
     clock: Clock,
@@ -97,7 +105,8 @@ def perform(
 ) -> Event:
     """Have the task done and return what became of it; `tell` hears that it was started.
 
-    `needs_steps` says that an update is of no use without the number of optimizer steps behind it.
+    `needs_steps` says that an update is of no use without the number of optimizer steps behind it, `controls` that
+    control variates may come beside the weights.
 
     A node that is out of reach is lost, and its task goes on there: it is taken up under its key when the node is back.
     """
@@ -123,7 +132,7 @@ def perform(
                 detail=done.result.detail,
             )
         _check_steps(done.result, task.trainer, is_needed=needs_steps and key.kind == "train")
-        return _answer(action, done, federation, host, run, clock)
+        return _answer(action, done, federation, host, run, clock, controls=controls and key.kind == "train")
     except (ConnectionLost, Declined, HostKeyError, LoginError) as error:
         if key.kind == "initialize":
             return TaskFailed(at=clock(), task=key, reason=error.message, retryable=True)
@@ -145,35 +154,36 @@ def model_path(run: RunDir, label: str, key: TaskKey) -> Path:
     if label.startswith("alone/"):
         return run.alone(label.removeprefix("alone/"))
     number = key.round - 1 if key.kind == "train" else key.round
-    return run.round_model(number)
+    paths = {REST: run.rest, MEMORY: run.memory(number)}
+    return paths.get(label, run.round_model(number))
 
 
-def _answer(action: Perform, done: Done, federation: Federation, host: Host, run: RunDir, clock: Clock) -> Event:
+def _answer(
+    action: Perform, done: Done, federation: Federation, host: Host, run: RunDir, clock: Clock, *, controls: bool
+) -> Event:
     key, result = action.task, done.result
     _check_examples(result, federation.limits.examples)
-    if key.kind in ("evaluate", "compare"):
-        if set(result.scores) != set(action.models):
-            raise ProtocolError("the node scored other models than it was asked to")
+    if key.kind in ("evaluate", "compare", "finetune"):
+        _check_labels(result, action)
         return ModelEvaluated(at=clock(), task=key, scores=result.scores, seconds=result.seconds, bytes=done.traffic)
     if result.update is None:
         raise ProtocolError("the node returned no update")
     base = action.models.get("base")
     if base and result.update.size > 2 * base.size + SLACK:
         raise ModelError(f"its update is {result.update.size:,} bytes, of a model of {base.size:,}")
-    target = run.answer(key)
+    is_divided = key.kind == "initialize" and not federation.share.is_whole
+    target = run.model if is_divided else run.answer(key)
     began = time.monotonic()
     came = 0 if is_there(target, result.update) else host.fetch_update(key, result.update, target)
     line_s = done.line_s + time.monotonic() - began if key.kind == "train" else 0.0
     if key.kind == "initialize":
-        run.sync(target)
-        copy_atomically(target, run.model)
-        return ModelInitialized(at=clock(), model=result.update)
+        return _initialized(run, federation, result.update, target, clock)
     from fedctl.soundness import check_update  # torch is slow to import, and not needed before the first update
     from fedctl.weights import Weights
 
     try:
         update, model = Weights.open(target, what="its update"), Weights.open(model_path(run, "base", key))
-        check_update(update, model, what="its update", farthest=federation.limits.norm)
+        check_update(update, model, what="its update", farthest=federation.limits.norm, controls=controls)
     except ModelError:
         target.unlink()
         raise
@@ -188,8 +198,30 @@ def _answer(action: Perform, done: Done, federation: Federation, host: Host, run
         accelerator=result.accelerator,
         steps=result.steps,
         partial=result.partial,
+        fresh=result.fresh,
         line_s=line_s,
     )
+
+
+def _initialized(run: RunDir, federation: Federation, whole: Blob, target: Path, clock: Clock) -> ModelInitialized:
+    """The first model is here: the federation's part of it becomes the run's model of round 0."""
+    run.sync(target)
+    if federation.share.is_whole:
+        copy_atomically(target, run.model)
+        return ModelInitialized(at=clock(), model=whole)
+    from fedctl.division import divide
+
+    run.round(0).mkdir(parents=True, exist_ok=True)
+    model, rest = divide(target, federation.share, run.round_model(0), run.rest)
+    run.sync(run.rest)
+    return ModelInitialized(at=clock(), model=model, rest=rest)
+
+
+def _check_labels(result: Result, action: Perform) -> None:
+    """Refuse scores of other models than were sent, but for the node's own; raises ProtocolError."""
+    scored = set(action.models) - {REST, MEMORY}
+    if not scored <= set(result.scores) <= scored | {"personal"}:
+        raise ProtocolError("the node scored other models than it was asked to")
 
 
 def _check_examples(result: Result, most: int | None) -> None:

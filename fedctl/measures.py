@@ -1,18 +1,21 @@
-"""What the numbers of a run mean: global metrics, the best round, the worst node, and what federating bought.
+"""What the numbers of a run mean: global and personal metrics, the best round, the worst node, what federating bought.
 
 Pure and standard library only. A global metric is the mean over all examples of all nodes; sums run in the order of
 node names, so that the same journal gives the same bits.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from fedctl.federation import Monitor
 from fedctl.records import Score
 from fedctl.state import Answer, RunState, Scored
 
 Metrics = Mapping[str, float]
+Label = Literal["global", "personal"]
+"""Whose model was scored: everyone's, or the node's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,30 @@ class WorstNode:
 
     node: str
     metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Personal:
+    """The global model and a node's own one, both on that node's validation data."""
+
+    node: str
+    global_: Metrics
+    personal: Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Personalization:
+    """Personal models beside the global one of a round, over the nodes that have scored both.
+
+    They are what nodes keep between rounds, or were `finetuned` after the last one. `metrics` are means over all
+    examples, `worst` is the node that each serves worst by the monitored metric (None where nobody logs that).
+    """
+
+    round: int
+    finetuned: bool
+    metrics: Mapping[Label, Metrics]
+    worst: Mapping[Label, WorstNode | None]
+    nodes: tuple[Personal, ...]
 
 
 def monitor(state: RunState) -> Monitor:
@@ -75,8 +102,7 @@ def newest_metrics(state: RunState) -> Metrics:
 
 def is_settled(state: RunState, round: int) -> bool:
     """Nobody scores the model of an earlier round any more; the newest waits for the nodes that are ready."""
-    answers = state.evaluations.get(round, {})
-    return round < state.round or all(name in answers for name, node in state.nodes.items() if node.status == "ready")
+    return round < state.round or _have_all_answered(state, state.evaluations.get(round, {}))
 
 
 def trajectory(state: RunState) -> dict[int, float]:
@@ -95,19 +121,14 @@ def best_round(state: RunState) -> BestRound | None:
     finite = {number: value for number, value in trajectory(state).items() if math.isfinite(value)}
     if not finite:
         return None
-    number = max(finite, key=lambda number: _goodness(state, finite[number]))
+    number = max(finite, key=lambda number: goodness(finite[number], state.mode))
     return BestRound(round=number, metrics=average(global_scores(state, number).values()))
 
 
 def worst_node(state: RunState) -> WorstNode | None:
     """The node whose data the newest model that all have scored serves worst."""
     newest = max(trajectory(state), default=None)
-    scores = {} if newest is None else global_scores(state, newest)
-    values = {name: score.metrics[state.metric] for name, score in scores.items() if state.metric in score.metrics}
-    if not values:
-        return None
-    name = min(values, key=lambda name: _goodness(state, values[name]))
-    return WorstNode(node=name, metrics=scores[name].metrics)
+    return None if newest is None else _worst(state, global_scores(state, newest))
 
 
 def comparisons(state: RunState) -> tuple[Comparison, ...]:
@@ -130,6 +151,92 @@ def comparisons(state: RunState) -> tuple[Comparison, ...]:
     return tuple(rows)
 
 
+def personalization(state: RunState) -> Personalization | None:
+    """The newest personal models that nobody is waited for to score; while there are none, the newest at all.
+
+    None where no node has scored a personal model beside the global one.
+    """
+    found = (one for one in _personal_scorings(state) if one.scores["personal"])
+    newest = next(found, None)
+    if newest is not None and not newest.is_over:
+        newest = next((one for one in found if one.is_over), newest)
+    if newest is None:
+        return None
+    both = newest.scores
+    return Personalization(
+        round=newest.round,
+        finetuned=newest.is_finetuned,
+        metrics={label: average(scores.values()) for label, scores in both.items()},
+        worst={label: _worst(state, scores) for label, scores in both.items()},
+        nodes=tuple(
+            Personal(node=name, global_=both["global"][name].metrics, personal=both["personal"][name].metrics)
+            for name in state.nodes
+            if name in both["personal"]
+        ),
+    )
+
+
+def personal_metrics(state: RunState) -> dict[str, Metrics]:
+    """By node, what its newest personal model that has been scored does on its own data."""
+    metrics: dict[str, Metrics] = {}
+    for one in _personal_scorings(state):
+        for name, score in one.scores["personal"].items():
+            metrics.setdefault(name, score.metrics)
+        if len(metrics) == len(state.nodes):
+            break
+    return metrics
+
+
+def goodness(value: float, mode: str) -> float:
+    """Higher is better in either mode, and nothing is worse than a number that is none."""
+    if math.isnan(value):
+        return -math.inf
+    return value if mode == "max" else -value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scoring:
+    """How the nodes that have scored both models of a round did; `is_over` when nobody is waited for any more."""
+
+    round: int
+    is_finetuned: bool
+    is_over: bool
+    scores: Mapping[Label, Mapping[str, Score]]
+
+
+def _personal_scorings(state: RunState) -> Iterator[_Scoring]:
+    """All scorings of personal models, the newest first, each in the order of names."""
+    if state.finetuned:
+        is_over = _have_all_answered(state, state.finetuned)
+        yield _Scoring(round=state.round, is_finetuned=True, is_over=is_over, scores=_both(state.finetuned))
+    for number in sorted(state.evaluations, reverse=True):
+        scores = _both(state.evaluations[number])
+        yield _Scoring(round=number, is_finetuned=False, is_over=is_settled(state, number), scores=scores)
+
+
+def _both(answers: Mapping[str, Answer]) -> dict[Label, dict[str, Score]]:
+    if not any(isinstance(answer, Scored) and "personal" in answer.scores for answer in answers.values()):
+        return {"global": {}, "personal": {}}  # soon seen: most runs have none in all their rounds
+    personal, everyones = _labelled(answers, "personal"), _labelled(answers, "global")
+    shared = personal.keys() & everyones
+    return {
+        "global": {name: score for name, score in everyones.items() if name in shared},
+        "personal": {name: score for name, score in personal.items() if name in shared},
+    }
+
+
+def _have_all_answered(state: RunState, answers: Mapping[str, Answer]) -> bool:
+    return all(name in answers for name, node in state.nodes.items() if node.status == "ready")
+
+
+def _worst(state: RunState, scores: Mapping[str, Score]) -> WorstNode | None:
+    values = {name: score.metrics[state.metric] for name, score in scores.items() if state.metric in score.metrics}
+    if not values:
+        return None
+    name = min(values, key=lambda name: goodness(values[name], state.mode))
+    return WorstNode(node=name, metrics=scores[name].metrics)
+
+
 def _newest(state: RunState) -> int | None:
     return max((number for number in state.evaluations if global_scores(state, number)), default=None)
 
@@ -137,10 +244,3 @@ def _newest(state: RunState) -> int | None:
 def _labelled(answers: Mapping[str, Answer], label: str) -> dict[str, Score]:
     scored = ((name, answer.scores) for name, answer in sorted(answers.items()) if isinstance(answer, Scored))
     return {name: scores[label] for name, scores in scored if label in scores}
-
-
-def _goodness(state: RunState, value: float) -> float:
-    """Higher is better in either mode, and nothing is worse than a number that is none."""
-    if math.isnan(value):
-        return -math.inf
-    return value if state.mode == "max" else -value

@@ -19,6 +19,7 @@ from fedctl.measures import (
     BestRound,
     Comparison,
     Metrics,
+    Personalization,
     WorstNode,
     average,
     best_round,
@@ -27,6 +28,8 @@ from fedctl.measures import (
     is_settled,
     monitor,
     newest_metrics,
+    personal_metrics,
+    personalization,
     worst_node,
 )
 from fedctl.records import Blob, Progress
@@ -79,6 +82,7 @@ class StatusReport:
     nodes: tuple[NodeStanding, ...]
     history: tuple[RoundStanding, ...]
     compare: tuple[Comparison, ...]
+    personal: Personalization | None
     federation: str
     seed: int
     seconds: float
@@ -92,7 +96,7 @@ class StatusReport:
     resume: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The report in JSON's own types; a number that is not finite is null."""
+        """The report in JSON's own types; a number that is not finite is null, and `global_` is called `global`."""
         value: dict[str, Any] = _to_json(self)
         return value
 
@@ -110,6 +114,7 @@ def report(
     """
     standing = run_standing(state, alive=alive)
     moment = (now or state.last_at) if standing == "running" else None
+    own = personal_metrics(state)
     return StatusReport(
         run=state.run,
         state=standing,
@@ -118,9 +123,10 @@ def report(
         model=state.model,
         metrics=newest_metrics(state),
         bytes=sum((node.bytes for node in state.nodes.values()), Traffic()),
-        nodes=tuple(node_standing(state, node, moment) for node in state.nodes.values()),
+        nodes=tuple(node_standing(state, node, moment, own.get(name, {})) for name, node in state.nodes.items()),
         history=_history(state),
         compare=comparisons(state),
+        personal=personalization(state),
         federation=state.federation,
         seed=state.seed,
         seconds=elapsed(state, moment),
@@ -202,6 +208,6 @@ def _to_json(value: Any) -> Any:
         case tuple():
             return [_to_json(item) for item in value]
         case _ if dataclasses.is_dataclass(value):
-            return {f.name: _to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            return {f.name.removesuffix("_"): _to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
         case _:
             return value

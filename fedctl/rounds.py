@@ -12,7 +12,7 @@ from fedctl.events import RoundAggregated
 from fedctl.measures import global_scores
 from fedctl.rundir import RunDir, copy_atomically
 from fedctl.state import RunState
-from fedctl.strategies import Strategy
+from fedctl.strategies import Strategy, uses_controls
 
 
 def close_round(
@@ -36,7 +36,7 @@ def close_round(
         raise ModelError(f"run {run.name} has no open round")
     number = state.open.number
     memory = run.memory(number - 1)
-    model = aggregate_round(
+    closed = aggregate_round(
         model=run.round_model(number - 1),
         updates={
             name: (run.update(number, name), update.examples)
@@ -52,7 +52,8 @@ def close_round(
     )
     run.sync(run.round_model(number))
     publish(run, number, model_args)
-    return RoundAggregated(at=at(), round=number, model=model, contributors=tuple(contributors))
+    sent = closed.memory if uses_controls(strategy) else None
+    return RoundAggregated(at=at(), round=number, model=closed.model, contributors=tuple(contributors), memory=sent)
 
 
 def losses_of(state: RunState, number: int) -> dict[str, float]:
@@ -63,7 +64,12 @@ def losses_of(state: RunState, number: int) -> dict[str, float]:
 
 def publish(run: RunDir, number: int, model_args: Mapping[str, Any]) -> None:
     """Make a round's model the run's `model.safetensors` and `model.ckpt`."""
-    from fedctl.weights import Weights, save_checkpoint
+    from fedctl.division import united
+    from fedctl.weights import save, save_checkpoint
 
-    copy_atomically(run.round_model(number), run.model)
-    save_checkpoint(run.checkpoint, Weights.open(run.round_model(number)), model_args)
+    whole = united(run.round_model(number), run.rest)
+    if run.rest.exists():
+        save(run.model, whole)
+    else:
+        copy_atomically(run.round_model(number), run.model)
+    save_checkpoint(run.checkpoint, whole, model_args)

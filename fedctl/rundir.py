@@ -68,6 +68,11 @@ class RunDir:
         """The global model after that round; round 0 is the first model."""
         return self.round(number) / "model.safetensors"
 
+    @property
+    def rest(self) -> Path:
+        """The first model's tensors that no node shares; not there where all are shared."""
+        return self.round(0) / "rest.safetensors"
+
     def memory(self, number: int) -> Path:
         return self.round(number) / "memory.safetensors"
 

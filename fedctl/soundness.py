@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedctl.errors import ModelError
 from fedctl.header import TensorSpec
-from fedctl.weights import spec_of
+from fedctl.weights import CONTROL, spec_of, split
 
 _CHUNK = 1 << 15  # elements: as many as torch handles on one thread, and they stay in the cache
 _TINY = 2.0**-540  # no sum of squares of doubles that were made so much smaller is beyond a double
@@ -24,28 +24,39 @@ def check_update(
     what: str = "update",
     against: str = "the model",
     farthest: float | None = None,
+    controls: bool = False,
 ) -> None:
     """Refuse an update that is not a model like `model`: same names, shapes and dtypes, every floating value finite.
 
     With `farthest`, the norm of update - model may be that many times the norm of the model plus 1, over all floating
-    values. `what` and `against` name the two in the message. Raises ModelError naming the tensor.
+    values. With `controls`, `control/NAME` may be there beside each floating tensor NAME of the model, of its shape and
+    dtype, and the norm of all of these may be as large. `what` and `against` name the two in the message. Raises
+    ModelError naming the tensor.
     """
-    check_spec(spec_of(update), spec_of(model), what=what, against=against)
+    weights, beside = split(update) if controls else (update, {})
+    check_spec(spec_of(weights), spec_of(model), what=what, against=against)
+    check_controls(spec_of(beside), spec_of(model), what=what, against=against)
     if farthest is None:
         for name in update:
             check_finite(name, update[name], what=what)
         return
     changes: dict[str, float] = {}
     norm = 0.0
-    for name in update:
-        changes[name], of_model = _apart(name, update[name], model[name], what=what)
+    for name in weights:
+        changes[name], of_model = _apart(name, weights[name], model[name], what=what)
         norm = math.hypot(norm, of_model)
     change = math.hypot(*changes.values())
+    limit = f"`limits: {{norm: {farthest:g}}}` allows: it has diverged; tensor"
     if change / farthest > norm + 1:
-        most = max(changes, key=lambda name: changes[name])
         raise ModelError(
-            f"{what} lies {change:.3g} from {against}, whose norm is {norm:.3g}, further than `limits: "
-            f"{{norm: {farthest:g}}}` allows: it has diverged; tensor `{most}` moved most"
+            f"{what} lies {change:.3g} from {against}, whose norm is {norm:.3g}, further than {limit} "
+            f"`{max(changes, key=changes.__getitem__)}` moved most"
+        )
+    sizes = {CONTROL + name: _size(CONTROL + name, beside[name], what=what) for name in beside}
+    if (size := math.hypot(*sizes.values())) / farthest > norm + 1:
+        raise ModelError(
+            f"{what} has controls of norm {size:.3g}, and {against} one of {norm:.3g}: more than {limit} "
+            f"`{max(sizes, key=sizes.__getitem__)}` is the largest"
         )
 
 
@@ -60,6 +71,22 @@ def check_spec(
             raise ModelError(f"{what}: unexpected tensor `{name}`, {against} has none of that name")
         if found[name] != wanted[name]:
             raise ModelError(f"{what}: tensor `{name}` is {found[name]}, {against} has {wanted[name]}")
+
+
+def check_controls(
+    found: Mapping[str, TensorSpec], wanted: Mapping[str, TensorSpec], *, what: str, against: str = "the model"
+) -> None:
+    """Refuse controls, by the names of the model's tensors, that are not like these; reads no tensor, as `check_spec`.
+
+    Raises ModelError naming the tensor.
+    """
+    for name in sorted(found):
+        if name not in wanted:
+            raise ModelError(f"{what}: unexpected tensor `{CONTROL}{name}`, {against} has no `{name}`")
+        if not wanted[name].dtype.startswith(("float", "bfloat", "complex")):
+            raise ModelError(f"{what}: unexpected tensor `{CONTROL}{name}`, `{name}` is {wanted[name]}")
+        if found[name] != wanted[name]:
+            raise ModelError(f"{what}: tensor `{CONTROL}{name}` is {found[name]}, {against} has {wanted[name]}")
 
 
 def check_finite(name: str, tensor: Tensor, *, what: str) -> None:
@@ -80,6 +107,17 @@ def _apart(name: str, tensor: Tensor, base: Tensor, *, what: str) -> tuple[float
             check_finite(name, ours, what=what)
         change, norm = math.hypot(change, moved), math.hypot(norm, _norm(wanted))
     return change, norm
+
+
+def _size(name: str, tensor: Tensor, *, what: str) -> float:
+    """The norm of the tensor; raises ModelError for what is not finite."""
+    size = 0.0
+    for chunk in _chunks(tensor):
+        found = _norm(chunk.double())
+        if not math.isfinite(found):
+            check_finite(name, chunk, what=what)
+        size = math.hypot(size, found)
+    return size
 
 
 def _norm(values: Tensor, less: Tensor | float = 0.0) -> float:

@@ -1,17 +1,17 @@
 """Weights as files: read lazily, checked strictly, written whole or not at all.
 
 Owns `Weights` (a mapping of tensors over one safetensors file), `Lazy` (a mapping of tensors still to be computed),
-`save`, `digest`, and the reading and writing of Lightning checkpoints. One tensor
-at a time is in memory, whatever the size of the file. Knows nothing of nodes and rounds, and unpickles no code: a
-safetensors header is judged by `header`, a checkpoint is read by torch's restricted reader. The nodes run this module
-too, under Python 3.10 or newer.
+`split` (an update's weights and the controls beside them), `save`, `digest`, and the reading and writing of Lightning
+checkpoints. One tensor at a time is in memory, whatever the size of the file. Knows nothing of nodes and rounds, and
+unpickles no code: a safetensors header is judged by `header`, a checkpoint is read by torch's restricted reader. The
+nodes run this module too, under Python 3.10 or newer.
 """
 
 import hashlib
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +24,9 @@ from torch import Tensor
 from fedctl.errors import ModelError
 from fedctl.header import Header, TensorSpec, check_tensor, read_header, write_header
 from fedctl.records import Blob
+
+CONTROL = "control/"
+"""What the name of a tensor begins with that a local rule sent beside the weights; the name it belongs to follows."""
 
 
 class Weights(Mapping[str, Tensor]):
@@ -89,11 +92,31 @@ class Lazy(Mapping[str, Tensor]):
         return len(self.spec)
 
 
+def part(weights: Mapping[str, Tensor], names: Iterable[str]) -> Lazy:
+    """Of these weights the tensors of these names."""
+    spec = spec_of(weights)
+    return Lazy({name: spec[name] for name in names}, weights.__getitem__)
+
+
 def spec_of(tensors: Mapping[str, Tensor]) -> Mapping[str, TensorSpec]:
     """What each of the tensors is; raises ModelError for a tensor that no safetensors file can hold."""
     if isinstance(tensors, Weights | Lazy):
         return tensors.spec
     return {name: _spec_of(name, tensor) for name, tensor in tensors.items()}
+
+
+def split(update: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """The weights of an update, and the controls beside them by the names of those weights; no tensor is copied.
+
+    A tensor called as a control of no other tensor here is one of the weights.
+    """
+    spec = spec_of(update)
+    names = [name for name in spec if CONTROL + name in spec]
+    if not names:
+        return update, {}
+    beside = {CONTROL + name for name in names}
+    weights = Lazy({name: found for name, found in spec.items() if name not in beside}, update.__getitem__)
+    return weights, Lazy({name: spec[CONTROL + name] for name in names}, lambda name: update[CONTROL + name])
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Blob:

@@ -229,7 +229,7 @@ def command(*argv: str) -> str:
             ),
             HEAVY,
         ),
-        ("from fedctl.node.rules import RULES, build; [build({'name': name}) for name in RULES]", HEAVY),
+        ("from fedctl.node.rules import RULES, kind_of; [kind_of(name) for name in RULES]", HEAVY),
     ],
 )
 def test_what_is_not_needed_is_not_loaded(code, kept_out, run_folder):

@@ -106,6 +106,10 @@ def aggregate(
     weights: Annotated[
         str | None, typer.Option("--weights", metavar="A,B,...", help="A weight a file; else all equal.")
     ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="FILE", help="What FILES were trained from; some strategies move it."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where to write: .safetensors or .ckpt.")
     ] = None,
@@ -129,6 +133,7 @@ def aggregate(
         strategy=strategy,
         options=tuple(option or ()),
         weights=weights,
+        model=model,
         output=output,
         commit=commit,
         force=force,

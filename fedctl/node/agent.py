@@ -660,6 +660,13 @@ class Blobs:
             return False
         return bool(is_right)
 
+    def want(self, digest: str) -> None:
+        """Note that a blob that this machine might have made has to be sent after all."""
+        write_whole(self.path(digest).with_suffix(".wanted"), b"", durable=False)
+
+    def is_wanted(self, digest: str) -> bool:
+        return self.path(digest).with_suffix(".wanted").exists()
+
     def remove(self, digest: str) -> None:
         self.path(digest)
         for pattern in (f"{digest}*", f".{digest}*"):
@@ -1278,8 +1285,15 @@ class Agent:
         return {"state": "started" if is_new else "adopted"}
 
     def missing(self, task: Header, worker: Header) -> list[str]:
-        """What a task needs and is not here: models, the bundle, the environment."""
-        missing = [blob["digest"] for blob in task["models"].values() if not self.blobs.stat(blob["digest"])["whole"]]
+        """What a task needs and is not here: models, the bundle, the environment.
+
+        The rest of a model is built here, and is missing only where that was tried in vain.
+        """
+        missing = []
+        for label, blob in task["models"].items():
+            is_needed = label != "rest" or self.blobs.is_wanted(blob["digest"])
+            if is_needed and not self.blobs.stat(blob["digest"])["whole"]:
+                missing.append(blob["digest"])
         bundle = self.home / "bundle" / self.blobs.path(worker["bundle"]).name
         if not bundle.is_dir():
             missing.append(bundle.name)

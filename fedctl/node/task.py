@@ -17,7 +17,7 @@ from pathlib import Path
 from fedctl.errors import ConfigError, Declined
 from fedctl.node.agent import Blobs, Run, key_of, parse, remove, write_whole
 from fedctl.node.trainers import TRAINERS, resolve
-from fedctl.records import Progress, Result, Task, TaskKey
+from fedctl.records import REST, Progress, Result, Task, TaskKey
 
 PROGRESS_S = 0.2
 PROGRAMMING_ERRORS = (
@@ -88,8 +88,10 @@ def _result_of(folder: Path, key: TaskKey, threads: int) -> Result | None:
         except (FileNotFoundError, ValueError):
             return None
         task = Task.from_json(content)
-        are_whole = [blobs.verify(blob.digest) for blob in task.models.values()]
+        are_whole = [blobs.verify(blob.digest) for label, blob in task.models.items() if label != REST]
         if not all(are_whole) or not all(Path(place).exists() for place in (__file__, sys.prefix)):
+            return None
+        if REST in task.models and not _is_rest_here(task, blobs):
             return None
         models = {label: blobs.path(blob.digest) for label, blob in task.models.items()}
         trainer = resolve(TRAINERS["lightning"])
@@ -106,6 +108,12 @@ def _result_of(folder: Path, key: TaskKey, threads: int) -> Result | None:
             detail=detail[-8000:],
             retryable=not isinstance(error, (ConfigError, *PROGRAMMING_ERRORS)),
         )
+
+
+def _is_rest_here(task: Task, blobs: Blobs) -> bool:
+    from fedctl.node.trainers.parts import is_rest_here  # torch is slow to import, where the worker has not done so
+
+    return is_rest_here(task, blobs)
 
 
 def users_part(error: BaseException) -> str:

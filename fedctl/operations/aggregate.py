@@ -11,6 +11,7 @@ from fedctl.errors import StateError, UsageError
 from fedctl.events import UpdateReceived
 from fedctl.federation import Named
 from fedctl.journal import Journal, read
+from fedctl.operations.algorithm import strategy_of, told_of_nodes
 from fedctl.operations.launch import configured
 from fedctl.operations.status import require_held
 from fedctl.records import Blob
@@ -26,7 +27,10 @@ FILES = (".safetensors", ".ckpt", ".pt", ".pth")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What was asked for: `sources` name one run or several files; `folder` is where runs are looked for."""
+    """What was asked for: `sources` name one run or several files; `folder` is where runs are looked for.
+
+    `model` is the one that files were trained from, for the strategies that move it.
+    """
 
     sources: tuple[str, ...] = ()
     folder: Path = Path()
@@ -34,6 +38,7 @@ class Request:
     strategy: str | None = None
     options: tuple[str, ...] = ()
     weights: str | None = None
+    model: Path | None = None
     output: Path | None = None
     commit: bool = False
     force: bool = False
@@ -56,6 +61,8 @@ def aggregate(request: Request) -> AggregateReport | Committed:
         return _files(request)
     if len(request.sources) > 1:
         raise UsageError("one run at a time, or files that end in .safetensors or .ckpt")
+    if request.model:
+        raise UsageError("--model belongs to files: a run knows where its updates began", hint="leave it out")
     run = find(request.folder, request.sources[0] if request.sources else None)
     return _commit(request, run) if request.commit else _what_if(request, run)
 
@@ -70,6 +77,7 @@ def _files(request: Request) -> AggregateReport:
         output=request.output,
         strategy=_strategy(request, Named(name="fedavg")),
         weights=_numbers(request.weights),
+        model=request.model,
         force=request.force,
     )
 
@@ -90,7 +98,8 @@ def _what_if(request: Request, run: RunDir) -> AggregateReport:
             f"{path} is not as {changed[0]} gave it: it was changed, or a power cut took it before it was written out",
             hint="aggregate the other files of its folder: `fedctl aggregate ALICE.safetensors ... -o out.safetensors`",
         )
-    strategy = _strategy(request, federation.strategy)
+    own = strategy_of(federation)
+    strategy = told_of_nodes(_strategy(request, own), federation)
     weights, losses = _numbers(request.weights), losses_of(state, number - 1)
     if weights is None and build(strategy, folder=federation.folder).weighted:
         examples = [received[name].examples for name in names]
@@ -102,7 +111,7 @@ def _what_if(request: Request, run: RunDir) -> AggregateReport:
         strategy=strategy,
         weights=weights,
         model=run.round_model(number - 1),
-        memory=memory if (memory := run.memory(number - 1)).exists() and strategy == federation.strategy else None,
+        memory=memory if (memory := run.memory(number - 1)).exists() and strategy == own else None,
         steps=[received[name].steps for name in names],
         losses=[losses.get(name) for name in names],
         force=request.force or request.output is None,
@@ -116,7 +125,7 @@ def _commit(request: Request, run: RunDir) -> Committed:
     if request.weights or request.output or request.round:
         raise UsageError("--commit takes the held round as it is", hint="leave out --weights, --round and -o")
     federation = configured(run)
-    strategy = _strategy(request, federation.strategy)
+    strategy = told_of_nodes(_strategy(request, strategy_of(federation)), federation)
     rule = build(strategy, folder=federation.folder)
     with run.lock() as lease, Journal(run.journal, lease.check) as journal:
         state = require_held(run)

@@ -1,13 +1,71 @@
 """The algorithm that fed.yaml names, checked as a whole before anything starts."""
 
-from fedctl.federation import Federation
+from dataclasses import dataclass, replace
+
+from fedctl import fleet
+from fedctl.errors import ConfigError
+from fedctl.federation import Federation, Named
 from fedctl.node.rules import kind_of
-from fedctl.strategies import Strategy, build
+from fedctl.strategies import STRATEGIES, Strategy, build, least_of, rule_of
 from fedctl.strategies.options import from_options
 
 
-def build_algorithm(federation: Federation) -> Strategy:
-    """The strategy; raises ConfigError for a name, a type or a range that is wrong in it or in the local rule."""
-    if federation.local:
-        from_options(kind_of(federation.local.name), federation.local.options, where="local")
-    return build(federation.strategy, folder=federation.folder)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Algorithm:
+    """The strategy, and the federation with both halves as they go together."""
+
+    strategy: Strategy
+    federation: Federation
+
+
+def build_algorithm(federation: Federation) -> Algorithm:
+    """Both halves of the algorithm; a strategy may bring its local rule, and such a rule its strategy.
+
+    Raises ConfigError for a name, a type or a range that is wrong in either, and for halves that do not go together.
+    """
+    local = federation.local
+    if local:
+        from_options(kind_of(local.name), local.options, where="local")
+    named = strategy_of(federation)
+    strategy = build(named, folder=federation.folder)
+    _check_least(federation, named.name, least_of(strategy))
+    rule = rule_of(strategy)
+    if local and local.name in STRATEGIES and (rule is None or rule.name != local.name):
+        raise ConfigError(
+            f"local: {local.name} is one half of an algorithm, and its other half is the strategy {local.name}",
+            hint=f"write `strategy: {local.name}`, which brings its local rule",
+        )
+    if rule and local and (local.name != rule.name or not local.options.items() <= rule.options.items()):
+        raise ConfigError(
+            f"local: the strategy {named.name} brings its own local rule",
+            hint="leave `local` out, and give options to the strategy",
+        )
+    return Algorithm(strategy=strategy, federation=replace(federation, strategy=named, local=rule or local))
+
+
+def strategy_of(federation: Federation) -> Named:
+    """The strategy of the federation, which its local rule may bring, told how many nodes there are.
+
+    Raises ConfigError for a name or an option that is wrong.
+    """
+    local, named = federation.local, federation.strategy
+    is_brought = local and local.name in STRATEGIES and named == Named(name="fedavg")
+    return told_of_nodes(local if local and is_brought else named, federation)
+
+
+def told_of_nodes(named: Named, federation: Federation) -> Named:
+    """The same strategy with the number of the federation's nodes where it asks for it; raises ConfigError."""
+    if getattr(build(named, folder=federation.folder), "nodes", 0) is not None:
+        return named
+    return replace(named, options={**named.options, "nodes": len(federation.nodes)})
+
+
+def _check_least(federation: Federation, strategy: str, least: int) -> None:
+    """Refuse a strategy that needs more updates than a round may close with."""
+    if (quorum := fleet.quorum(federation)) < least:
+        is_enough = least <= fleet.wanted(federation)
+        remedy = f"give `schedule: {{quorum: {least}}}`" if is_enough else f"have a round ask {least} nodes or more"
+        raise ConfigError(
+            f"strategy: {strategy} needs {least} updates, and a round may close with {quorum}",
+            hint=f"{remedy}, or lower its option `hostile`",
+        )

@@ -20,7 +20,7 @@ from fedctl.operations import findings
 from fedctl.operations.accepting import Ask, accept
 from fedctl.operations.algorithm import build_algorithm
 from fedctl.operations.findings import Finding
-from fedctl.operations.rehearsal import rehearse
+from fedctl.operations.rehearsal import FirstModel, rehearse
 from fedctl.records import Blob
 from fedctl.transports.sshconfig import KNOWN_HOSTS
 
@@ -96,7 +96,7 @@ def work_of(federation: Federation) -> Work:
     )
 
 
-def _code(model: Future[Blob]) -> Finding:
+def _code(model: Future[FirstModel]) -> Finding:
     try:
         size = model.result().size
     except (ConfigError, NodeError) as error:
@@ -111,7 +111,7 @@ class _Look:
     federation: Federation
     work: Work
     nodes: Sequence[Node]
-    model: Future[Blob]
+    model: Future[FirstModel]
 
     def at(self, host: Host, failure: NodeError | None) -> dict[str, tuple[Finding, ...]]:
         """The findings by node; `failure` is why the machine is known not to be reached."""

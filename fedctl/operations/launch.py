@@ -25,20 +25,22 @@ from fedctl.records import Blob
 from fedctl.rundir import RunDir
 from fedctl.sinks import MetricsSink
 from fedctl.state import RunState, fold
+from fedctl.strategies import uses_controls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryRun:
     """What a launch would do. Sizes are in bytes; `sent` and `received` are of one round, seen from the coordinator.
 
-    `left_out` is what looks like code and does not travel for its name, with the number of files. `environments` are by
-    node, of those that do not use the coordinator's own Python.
+    `rest` is the part of the model that no node shares. `left_out` is what looks like code and does not travel for its
+    name, with the number of files. `environments` are by node, of those that do not use the coordinator's own Python.
     """
 
     federation: Federation
     cohort: int
     quorum: int
     model: Blob
+    rest: Blob | None
     sent: int
     received: int
     bundle_size: int
@@ -55,19 +57,20 @@ class Interrupted(FedctlError):
 
 def dry_run(path: Path, overrides: Sequence[str] = ()) -> DryRun:
     """What a launch would do; builds the first model in a folder of its own and leaves no trace."""
-    federation = topology.load(path, overrides)
-    build_algorithm(federation)
+    algorithm = build_algorithm(topology.load(path, overrides))
+    federation, times = algorithm.federation, 2 if uses_controls(algorithm.strategy) else 1
     made = environments(federation)
-    model = rehearse(federation)
+    first = rehearse(federation)
     hosts = {(node.host, node.user, node.port, node.python) for node in federation.nodes}
     cohort = needed(federation.schedule.cohort, len(federation.nodes))
     return DryRun(
         federation=federation,
         cohort=cohort,
         quorum=needed(federation.schedule.quorum, cohort),
-        model=model,
-        sent=model.size * min(cohort, len(hosts)),
-        received=model.size * cohort,
+        model=first.model,
+        rest=first.rest,
+        sent=times * first.model.size * min(cohort, len(hosts)),
+        received=times * first.model.size * cohort,
         bundle_size=len(bundle.pack(federation)),
         bundle_files=sum(1 for _ in bundle.project_files(federation.folder)),
         left_out=bundle.left_out(federation.folder),
@@ -171,16 +174,17 @@ def _coordinate(
     told: Callable[[str], None] = lambda _: None,
 ) -> RunState:
     """Run the coordinator. Its hosts' workers end with the run, and stay while it may be taken up."""
+    algorithm = build_algorithm(federation)
     hosts = Hosts(federation, replace(work_of(federation, run), environments=environments(federation)))
     goes_on = False
     with run.lock(told) as lease, MetricsSink(run.metrics) as metrics, _leaving_on_signals(run.name):
         try:
             state = Coordinator(
-                federation=federation,
+                federation=algorithm.federation,
                 run=run,
                 lease=lease,
                 hosts=hosts,
-                strategy=build_algorithm(federation),
+                strategy=algorithm.strategy,
                 sinks=(metrics, *sinks),
                 hold=hold,
             ).run()

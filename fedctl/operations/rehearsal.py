@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import sys
 import tempfile
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,8 +20,21 @@ from fedctl.rundir import RunDir
 from fedctl.transports.local import LocalTransport
 
 
-def rehearse(federation: Federation) -> Blob:
-    """The size and digest of the first model. Raises ConfigError when the user's code cannot be used."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstModel:
+    """What the federation shares of the first model, and the rest of it (None: nothing)."""
+
+    model: Blob
+    rest: Blob | None
+
+    @property
+    def size(self) -> int:
+        """Bytes of both."""
+        return self.model.size + (self.rest.size if self.rest else 0)
+
+
+def rehearse(federation: Federation) -> FirstModel:
+    """The first model's size and digest. Raises ConfigError when the user's code cannot be used."""
     with tempfile.TemporaryDirectory(prefix="fedctl-") as place:
         run = RunDir(Path(place) / "run")
         run.path.mkdir()
@@ -50,8 +64,8 @@ def rehearse(federation: Federation) -> Blob:
                 host.stop()
             host.close()
     match event:
-        case ModelInitialized(model=model):
-            return model
+        case ModelInitialized(model=model, rest=rest):
+            return FirstModel(model=model, rest=rest)
         case TaskFailed(reason=reason):
             raise NodeError(f"the first model could not be built: {reason}", hint="`fedctl check` tries it again")
         case _:

@@ -33,6 +33,8 @@ STRATEGIES: Mapping[str, str] = {
     "fedadagrad": "fedctl.strategies.fedadagrad:FedAdagrad",
     "fednova": "fedctl.strategies.fednova:FedNova",
     "qfedavg": "fedctl.strategies.qfedavg:QFedAvg",
+    "scaffold": "fedctl.strategies.scaffold:Scaffold",
+    "feddyn": "fedctl.strategies.feddyn:FedDyn",
     "median": "fedctl.strategies.median:Median",
     "trimmed-mean": "fedctl.strategies.trimmed_mean:TrimmedMean",
     "krum": "fedctl.strategies.krum:Krum",
@@ -120,6 +122,11 @@ def build(named: Named, *, folder: Path | None = None) -> Strategy:
 def needs_steps(strategy: Strategy) -> bool:
     """Whether a strategy says that an update is of no use to it without its number of steps."""
     return bool(getattr(strategy, "needs_steps", False))
+
+
+def least_of(strategy: Strategy) -> int:
+    """How many updates a strategy is of no use without, by what it says as `least`."""
+    return int(getattr(strategy, "least", 1))
 
 
 def uses_controls(strategy: Strategy) -> bool:

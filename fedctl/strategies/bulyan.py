@@ -31,6 +31,11 @@ class Bulyan:
     def __post_init__(self) -> None:
         check_not_negative(hostile=self.hostile)
 
+    @property
+    def least(self) -> int:
+        """How many updates it takes to bear the hostile ones."""
+        return 4 * self.hostile + 3
+
     def aggregate(
         self,
         model: Mapping[str, Tensor],  # noqa: ARG002 - distances between updates need none
@@ -50,7 +55,7 @@ class Bulyan:
             middle,
         )
 
-        require("bulyan", updates, hostile=self.hostile, least=4 * self.hostile + 3)
+        require("bulyan", updates, hostile=self.hostile, least=self.least)
         ordered = in_name_order(updates)
         matrix, left, chosen = squared_distances(ordered), list(range(len(ordered))), []
         for _ in range(len(ordered) - 2 * self.hostile):

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedctl.errors import ModelError
 from fedctl.header import TensorSpec
 from fedctl.strategies import Contribution
 from fedctl.weights import Lazy, spec_of
 
 CHUNK = 1 << 15  # elements: a chunk in the wide type stays in the cache, and torch handles it on one thread
-_MOST_SORTED = 1 << 18  # values of all updates that one thread sorts at once
+_MOST_SORTED = 1 << 16  # values of all updates that one thread sorts at once: a table of doubles is half a MiB
 
 _DOUBLE = (torch.float64, torch.float32)
 
@@ -64,6 +65,15 @@ def in_name_order(updates: Sequence[Contribution]) -> list[Contribution]:
     return sorted(updates, key=lambda update: update.name)
 
 
+def require_start(name: str, model: Mapping[str, Tensor]) -> None:
+    """Refuse, with a ModelError, that there is no model to move; `name` is the strategy's."""
+    if not model:
+        raise ModelError(
+            f"{name} needs the model that the updates started from, and none was given",
+            hint="over plain files `--model FILE` gives it",
+        )
+
+
 def is_averaged(spec: TensorSpec) -> bool:
     """Whether means of such a tensor have a meaning: floating and complex ones, neither integers nor booleans."""
     return spec.dtype.startswith(("float", "bfloat", "complex"))
@@ -82,6 +92,11 @@ def in_a_row(tensor: Tensor) -> Tensor:
 def values_of(weights: Mapping[str, Tensor], name: str) -> Values:
     """The values of one tensor of a mapping."""
     return weights.row(name) if isinstance(weights, Moved) else in_a_row(weights[name])
+
+
+def remembered(memory: Mapping[str, Tensor], key: str, count: int) -> Values:
+    """The values of one tensor of a memory, which begins at 0."""
+    return values_of(memory, key) if key in memory else torch.zeros(()).expand(count)
 
 
 def length(spec: TensorSpec) -> int:

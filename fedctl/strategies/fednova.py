@@ -50,10 +50,9 @@ class FedNova:
 
         An update of no steps and no examples has no share.
         """
-        from fedctl.strategies.elementwise import each, in_name_order, scaled, shifted
+        from fedctl.strategies.elementwise import each, in_name_order, require_start, scaled, shifted
 
-        if not model:
-            raise ModelError("fednova moves the model that the updates started from, and none was given")
+        require_start("fednova", model)
         ordered = in_name_order(updates)
         weights = scaled([update.weight for update in ordered])
         for update, weight in zip(ordered, weights, strict=True):

@@ -36,6 +36,11 @@ class GeometricMedian:
         check_not_negative(hostile=self.hostile)
         check_above_zero(iterations=self.iterations, nu=self.nu)
 
+    @property
+    def least(self) -> int:
+        """How many updates it takes to bear the hostile ones."""
+        return 2 * self.hostile + 1
+
     def aggregate(
         self,
         model: Mapping[str, Tensor],  # noqa: ARG002 - distances between updates need none
@@ -46,7 +51,7 @@ class GeometricMedian:
         from fedctl.strategies.distances import distances_to, require
         from fedctl.strategies.elementwise import each, in_name_order, mean, median, scaled
 
-        require("geometric-median", updates, hostile=self.hostile, least=2 * self.hostile + 1)
+        require("geometric-median", updates, hostile=self.hostile, least=self.least)
         ordered = in_name_order(updates)
         weights = scaled([update.weight for update in ordered])
         center = median

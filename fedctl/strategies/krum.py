@@ -31,6 +31,11 @@ class Krum:
     def __post_init__(self) -> None:
         check_not_negative(hostile=self.hostile)
 
+    @property
+    def least(self) -> int:
+        """How many updates it takes to bear the hostile ones."""
+        return 2 * self.hostile + 3
+
     def aggregate(
         self,
         model: Mapping[str, Tensor],  # noqa: ARG002 - distances between updates need none
@@ -41,7 +46,7 @@ class Krum:
         from fedctl.strategies.distances import krum_scores, require, squared_distances
         from fedctl.strategies.elementwise import in_name_order
 
-        require("krum", updates, hostile=self.hostile, least=2 * self.hostile + 3)
+        require("krum", updates, hostile=self.hostile, least=self.least)
         ordered = in_name_order(updates)
         best = int(krum_scores(squared_distances(ordered), self.hostile).argmin())
         return Outcome(model=ordered[best].weights)

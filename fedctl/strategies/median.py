@@ -31,6 +31,11 @@ class Median:
     def __post_init__(self) -> None:
         check_not_negative(hostile=self.hostile)
 
+    @property
+    def least(self) -> int:
+        """How many updates it takes to bear the hostile ones."""
+        return 2 * self.hostile + 1
+
     def aggregate(
         self,
         model: Mapping[str, Tensor],  # noqa: ARG002 - the median starts from nothing
@@ -41,5 +46,5 @@ class Median:
         from fedctl.strategies.distances import require
         from fedctl.strategies.elementwise import columns_at_once, each, in_name_order, median
 
-        require("median", updates, hostile=self.hostile, least=2 * self.hostile + 1)
+        require("median", updates, hostile=self.hostile, least=self.least)
         return Outcome(model=each(median, in_name_order(updates), chunk=columns_at_once(len(updates))))

@@ -36,6 +36,11 @@ class MultiKrum:
         if self.keep is not None:
             check_above_zero(keep=self.keep)
 
+    @property
+    def least(self) -> int:
+        """How many updates it takes to bear the hostile ones, and to keep no more than the others."""
+        return max(2 * self.hostile + 3, self.hostile + (self.keep or 0))
+
     def aggregate(
         self,
         model: Mapping[str, Tensor],  # noqa: ARG002 - distances between updates need none
@@ -46,8 +51,7 @@ class MultiKrum:
         from fedctl.strategies.distances import krum_scores, require, squared_distances
         from fedctl.strategies.elementwise import each, in_name_order, mean, scaled
 
-        least = max(2 * self.hostile + 3, self.hostile + (self.keep or 0))
-        require("multi-krum", updates, hostile=self.hostile, least=least)
+        require("multi-krum", updates, hostile=self.hostile, least=self.least)
         ordered = in_name_order(updates)
         ranks = krum_scores(squared_distances(ordered), self.hostile).argsort(kind="stable")
         kept = [ordered[rank] for rank in sorted(ranks[: self.keep or len(ordered) - self.hostile])]

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fedctl.errors import ModelError
 from fedctl.federation import Named
-from fedctl.strategies import Contribution, Outcome, build, needs_steps
+from fedctl.strategies import Contribution, Outcome, build, least_of, needs_steps, rule_of, uses_controls
 from fedctl.strategies.options import check_above_zero
 
 if TYPE_CHECKING:
@@ -32,7 +31,9 @@ class NormClip:
     def __post_init__(self) -> None:
         if self.norm is not None:
             check_above_zero(norm=self.norm)
-        build(self.rule)
+        rule = build(self.rule)
+        if uses_controls(rule) or rule_of(rule):
+            raise ValueError(f"rule should be one that asks nothing of the nodes' training, not {self.rule.name}")
 
     @property
     def weighted(self) -> bool:
@@ -44,6 +45,11 @@ class NormClip:
         """As the rule says."""
         return needs_steps(build(self.rule))
 
+    @property
+    def least(self) -> int:
+        """As the rule says."""
+        return least_of(build(self.rule))
+
     def aggregate(
         self, model: Mapping[str, Tensor], updates: Sequence[Contribution], memory: Mapping[str, Tensor]
     ) -> Outcome:
@@ -51,10 +57,9 @@ class NormClip:
         import numpy as np
 
         from fedctl.strategies.distances import distances_to
-        from fedctl.strategies.elementwise import Moved, in_name_order
+        from fedctl.strategies.elementwise import Moved, in_name_order, require_start
 
-        if not model:
-            raise ModelError("norm-clip measures from the model that the updates started from, and none was given")
+        require_start("norm-clip", model)
         ordered = in_name_order(updates)
         norms = distances_to(lambda chunks: chunks[0], ordered, model)
         most = float(np.median(norms)) if self.norm is None else self.norm

@@ -1,8 +1,9 @@
 """Options as the fields of a frozen dataclass: names, types and ranges checked before anything starts.
 
-A field's type says what the option may be: bool, int, float (finite), str, None, a `tuple[kind, ...]` of these, a union
-of them, or another `Named` member of the family. `__post_init__` says its range by raising a ValueError that begins
-with the field's name ("lr should be above 0, not -1.0"). Standard library only.
+A field's type says what the option may be: bool, int, float (finite), str, None, a `Mapping`, a `tuple[kind, ...]` of
+these, a union of them, or another `Named` member of the family. A field `lambda_` is the option `lambda`.
+`__post_init__` says its range by raising a ValueError that begins with the option's name ("lr should be above 0, not
+-1.0"). Standard library only.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ _WORDS: Mapping[Any, str] = {
     float: "a number",
     str: "a text",
     NoneType: "nothing",
+    Mapping: "a mapping",
     Named: "a name, or a mapping with a name and options",
 }
 _SHOWN = {"True": "true", "False": "false", "None": "nothing"}
@@ -33,15 +35,16 @@ def from_options(kind: type[Any], options: Mapping[str, Any], *, where: str) -> 
     """An instance of the dataclass `kind` with these options; raises ConfigError naming `where/option`."""
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise ConfigError(f"{where}: {getattr(kind, '__name__', kind)} is no dataclass")
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
-    types = get_type_hints(kind)
+    fields = {field.name.removesuffix("_"): field for field in dataclasses.fields(kind) if field.init}
+    hints = get_type_hints(kind)
+    types = {name: hints[field.name] for name, field in fields.items()}
     for name in options:
         if name not in fields:
             raise ConfigError(f"{where}/{name}: unknown option", hint=_suggestion(str(name), fields))
     for name, field in fields.items():
         if name not in options and field.default is field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where}/{name}: is missing", hint=f"give {_words(types[name])}")
-    values = {name: _fitted(value, types[name], f"{where}/{name}") for name, value in options.items()}
+    values = {fields[name].name: _fitted(value, types[name], f"{where}/{name}") for name, value in options.items()}
     try:
         return kind(**values)
     except ValueError as error:
@@ -60,6 +63,8 @@ def _fitted(value: Any, wanted: Any, where: str) -> Any:
             return Named(name=value)
         if choice is Named and isinstance(value, Mapping) and isinstance(value.get("name"), str):
             return Named(name=value["name"], options={key: item for key, item in value.items() if key != "name"})
+        if get_origin(choice) is Mapping and isinstance(value, Mapping):
+            return value
         if get_origin(choice) is tuple and isinstance(value, list | tuple):
             return tuple(_fitted(item, get_args(choice)[0], where) for item in value)
     raise ConfigError(f"{where}: should be {_words(wanted)}, not {_SHOWN.get(repr(value), repr(value)[:60])}")
@@ -73,7 +78,7 @@ def _words(wanted: Any) -> str:
     return " or ".join(
         f"a list, each {_words(get_args(choice)[0])}"
         if get_origin(choice) is tuple
-        else _WORDS.get(choice, str(choice))
+        else _WORDS.get(get_origin(choice) or choice, str(choice))
         for choice in _choices(wanted)
     )
 

@@ -46,10 +46,9 @@ class QFedAvg:
     ) -> Outcome:
         """As `Strategy.aggregate`; raises ModelError where `model` is empty, or a node's loss not known or below 0."""
         from fedctl.strategies.distances import distances_to
-        from fedctl.strategies.elementwise import each, in_name_order, shifted
+        from fedctl.strategies.elementwise import each, in_name_order, require_start, shifted
 
-        if not model:
-            raise ModelError("qfedavg moves the model that the updates started from, and none was given")
+        require_start("qfedavg", model)
         ordered = in_name_order(updates)
         for update in ordered:
             if update.loss is None or update.loss < 0:

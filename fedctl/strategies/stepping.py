@@ -13,11 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedctl.errors import ModelError
 from fedctl.header import TensorSpec
 from fedctl.strategies import Contribution, Outcome
 from fedctl.strategies.elementwise import (
-    Values,
     each,
     in_a_row,
     in_name_order,
@@ -25,6 +23,8 @@ from fedctl.strategies.elementwise import (
     length,
     mean,
     over_chunks,
+    remembered,
+    require_start,
     scaled,
     values_of,
     wide,
@@ -52,8 +52,7 @@ def stepped(
     Tensors that match a pattern of `buffers`, integers and booleans are combined as `fedavg` does. Model and memory
     each read every update once. Raises ModelError where `model` is empty.
     """
-    if not model:
-        raise ModelError(f"{name} moves the model that the updates started from, and none was given")
+    require_start(name, model)
     ordered = in_name_order(updates)
     average = partial(mean, weights=scaled([update.weight for update in ordered]))
     averaged, spec = each(average, ordered), spec_of(ordered[0].weights)
@@ -70,7 +69,7 @@ def stepped(
         tensors = {key: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype)) for key, tensor in wanted.items()}
         outs = {key: in_a_row(tensor) for key, tensor in tensors.items()}
         keys = [f"{name}/{state}" for state in states]
-        old = [_old(memory, key, length(spec[name])) for key in keys]
+        old = [remembered(memory, key, length(spec[name])) for key in keys]
         start, ends = values_of(model, name), [values_of(update.weights, name) for update in ordered]
 
         def work(part: slice) -> None:
@@ -106,7 +105,3 @@ def _of_state(tensor: TensorSpec) -> TensorSpec:
     """Real values in at least single precision: narrow ones would not move by small steps."""
     shape = (*tensor.shape, 2) if tensor.dtype.startswith("complex") else tensor.shape
     return TensorSpec("float64" if tensor.dtype == "float64" else "float32", shape)
-
-
-def _old(memory: Mapping[str, Tensor], key: str, count: int) -> Values:
-    return values_of(memory, key) if key in memory else torch.zeros(()).expand(count)

@@ -30,6 +30,11 @@ class TrimmedMean:
     def __post_init__(self) -> None:
         check_not_negative(hostile=self.hostile)
 
+    @property
+    def least(self) -> int:
+        """How many updates it takes to bear the hostile ones."""
+        return 2 * self.hostile + 1
+
     def aggregate(
         self,
         model: Mapping[str, Tensor],  # noqa: ARG002 - the mean starts from nothing
@@ -40,7 +45,7 @@ class TrimmedMean:
         from fedctl.strategies.distances import require
         from fedctl.strategies.elementwise import ascending, columns_at_once, each, in_name_order, mean_of_columns
 
-        require("trimmed-mean", updates, hostile=self.hostile, least=2 * self.hostile + 1)
+        require("trimmed-mean", updates, hostile=self.hostile, least=self.least)
         rest = slice(self.hostile, len(updates) - self.hostile)
 
         def trimmed(chunks: Sequence[Tensor]) -> Tensor:

@@ -18,7 +18,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedctl.errors import ConfigError
-from fedctl.federation import Callback, Federation, Limits, Monitor, Schedule, TaskSpec, needed
+from fedctl.federation import Callback, Federation, Finetune, Limits, Monitor, Schedule, TaskSpec, needed
+from fedctl.share import Share
 from fedctl.topology.document import Address, Document, read
 from fedctl.topology.expand import expand, node_problems
 from fedctl.topology.fields import SET_BY_FEDCTL
@@ -94,6 +95,12 @@ def _problems(section: FederationSection, folder: Path, document: Document) -> I
     yield from _task_problems(section.task, folder)
     nodes = list(node_problems(section.nodes, section.defaults, document))
     yield from nodes
+    if section.compare and section.share and (section.share.only or section.share.kept):
+        yield Problem(
+            address=("compare",),
+            text="would send what nodes train alone to all others, and `share` keeps parts of it at home",
+            hint="leave one of the two out; personal models are scored beside the global one as it is",
+        )
     if not nodes and section.schedule:
         yield from _schedule_problems(section.schedule, section)
 
@@ -143,8 +150,10 @@ def _federation(section: FederationSection, folder: Path) -> Federation:
         "nodes": expand(section.nodes, section.defaults),
         "schedule": Schedule(**section.schedule.given) if section.schedule else Schedule(),
         "limits": Limits(**section.limits.given) if section.limits else Limits(),
+        "share": Share(**section.share.given) if section.share else Share(),
+        "finetune": Finetune(**section.finetune.given) if section.finetune else None,
     }
-    for checked_only in ("share", "privacy", "defaults"):
+    for checked_only in ("privacy", "defaults"):
         fields.pop(checked_only, None)
     return Federation(**fields)
 

@@ -188,6 +188,8 @@ def _strategy(value: Any) -> Named:
 
 
 def _local_rule(value: Any) -> Named | None:
+    if isinstance(value, dict) and "phases" in value and "name" not in value:
+        return Named(name="phases", options=value)
     return None if value is None else _named(value, "local rule", "such as {name: fedprox}; null is without one")
 
 
@@ -215,10 +217,14 @@ def _reference(text: str) -> str:
     return text
 
 
-def _nothing_kept(patterns: list[Any]) -> list[Any]:
-    if patterns:
-        raise refusal("keeping tensors on the nodes is not available in this version", "leave the list empty: []")
-    return patterns
+def _patterns(value: Any) -> tuple[str, ...]:
+    patterns = [value] if isinstance(value, str) else value
+    if not isinstance(patterns, list) or not all(isinstance(one, str) and one.strip() for one in patterns):
+        raise refusal(
+            f"should be a pattern of names of tensors, or a list of them, not {describe(value)}",
+            'such as ["head.*"]; names are those of the model\'s state_dict()',
+        )
+    return tuple(patterns)
 
 
 def _some(nodes: list[Any]) -> list[Any]:
@@ -249,5 +255,5 @@ Mode = Annotated[str, one_of("min", "max")]
 OnlyNone = Annotated[str, one_of("none")]
 Strategy = Annotated[Named, PlainValidator(_strategy)]
 LocalRule = Annotated[Named | None, PlainValidator(_local_rule)]
-Patterns = Annotated[list[Any], AfterValidator(_nothing_kept)]
+Patterns = Annotated[tuple[str, ...], PlainValidator(_patterns)]
 SomeOf = AfterValidator(_some)

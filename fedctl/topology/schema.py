@@ -79,6 +79,7 @@ class TaskSection(Section):
     data_args: dict[str, Any] = ABSENT
     trainer: dict[str, Any] = ABSENT
     callbacks: Annotated[list[CallbackSection], BeforeValidator(_written_out)] = ABSENT
+    reset_optimizer: bool = ABSENT
     monitor: MonitorSection = ABSENT
 
 
@@ -110,7 +111,19 @@ class WhenSection(Section):
 
 
 class ShareSection(Section):
+    only: Patterns = ABSENT
     kept: Annotated[Patterns, Field(alias="except")] = ABSENT
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> "ShareSection":
+        if self.only and self.kept:
+            raise refusal("should have `only` or `except`, not both", "leave out what the other says already")
+        return self
+
+
+class FinetuneSection(Section):
+    epochs: Positive = ABSENT
+    model_args: dict[str, Any] = ABSENT
 
 
 class DefaultsSection(Section):
@@ -151,6 +164,7 @@ class FederationSection(Section):
     schedule: ScheduleSection = ABSENT
     limits: LimitsSection = ABSENT
     share: ShareSection = ABSENT
+    finetune: FinetuneSection | None = ABSENT
     codec: OnlyNone = ABSENT
     privacy: OnlyNone = ABSENT
     compare: bool = ABSENT

@@ -1,4 +1,4 @@
-"""What came of a run: the curve of the monitored metric, and what federating bought beside training alone."""
+"""What came of a run: the curve of the monitored metric, and what personal models and federating bought."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,8 @@ from rich.text import Text
 
 from fedctl.measures import Comparison
 from fedctl.report import StatusReport
-from fedctl.views.canvas import GAP, Column, cut, fitting, folded, plot, row, titles, total
+from fedctl.views.canvas import GAP, Column, cut, fitting, folded, parted, plot, row, titles, total
+from fedctl.views.personal import personal_lines
 from fedctl.views.text import figure
 from fedctl.views.verdict import pairs, verdict
 
@@ -60,12 +61,29 @@ def _dotted(parts: Sequence[Text]) -> Text:
     return Text().join([piece for part in parts for piece in (Text(" · ", "dim"), part)][1:])
 
 
+def closing_lines(report: StatusReport, width: int, height: int | None = None) -> list[Text]:
+    """Personal models beside the global one, then what federating bought; where not all fit, rows are left out."""
+    compared = comparison_lines(report, width)
+    whole = parted(personal_lines(report, width), compared)[1:]
+    if height is None or len(whole) <= height:
+        return whole
+    half = max(height // 2, height - len(compared) - 1) if compared else height
+    personal = personal_lines(report, width, half)
+    left = height - len(personal) - 1 if personal else height
+    return parted(personal, comparison_lines(report, width, left))[1:]
+
+
 def comparison_lines(report: StatusReport, width: int, height: int | None = None) -> list[Text]:
-    """A row for each node: its model trained alone beside the federated one; then what that means, in words."""
+    """A row for each node: its model trained alone beside the federated one; then what that means, in words.
+
+    Where hardly any row fits, there are only the words.
+    """
     if not report.compare:
         return []
     columns = fitting(_columns(report), width)
     words = [Text(), *(line for one in verdict(report) for line in folded(one, width))]
+    if height is not None and height - 2 - len(words) < 1:
+        return words[1:]
     gains = _gains(report)
     body = [_row(report, columns, one, gains.get(one.node, {})) for one in report.compare]
     room = len(body) if height is None else height - 2 - len(words)

@@ -1,7 +1,8 @@
 """The live picture of a run, as a pure function of what is known: `dashboard`.
 
 It fills the width it is given, up to a measure, and stays within a height: the header and the nodes come first, then
-the curve of the monitored metric, then the last events. A finished run shows there what federating bought.
+the curve of the monitored metric, then the last events. A finished run shows there what personal models and federating
+bought.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,13 +13,15 @@ from statistics import median
 from rich.console import RenderableType
 from rich.text import Text
 
+from fedctl.activity import Activity
 from fedctl.events import Event
 from fedctl.records import Progress
 from fedctl.report import StatusReport, elapsed, report
 from fedctl.state import RunState
 from fedctl.views.canvas import Drawing, bar, cut, parted, spread
-from fedctl.views.closing import comparison_lines, curve_lines
+from fedctl.views.closing import closing_lines, curve_lines
 from fedctl.views.nodes import Row, node_lines, node_rows
+from fedctl.views.personal import personal_line
 from fedctl.views.sentence import sentence, stamp
 from fedctl.views.standing import LOOKS, WIDEST, outcome_lines, title
 from fedctl.views.text import clock, roughly
@@ -26,6 +29,11 @@ from fedctl.views.waits import waiting_lines
 
 _ENDLESS = 1_000_000
 _LEAST_TABLE = 4
+_CLOSING: Mapping[str, frozenset[Activity]] = {
+    "fine-tuning": frozenset({"fine-tuning"}),
+    "comparing": frozenset({"alone", "comparing"}),
+}
+"""What is done after the last round, and what the nodes are about then."""
 
 
 def dashboard(
@@ -71,12 +79,12 @@ class _Picture:
         head = self._header(width)
         foot = parted(outcome_lines(self.known, width))
         room = self.height - len(head) - len(foot)
-        waits = waiting_lines(self.known, width)[: max(0, room - _LEAST_TABLE)]
-        room -= len(waits)
+        said = [*waiting_lines(self.known, width), *personal_line(self.known, width)][: max(0, room - _LEAST_TABLE)]
+        room -= len(said)
         below = self._below(width, room)
         tick = self.moment.timestamp() if self.known.state == "running" else None
         table = node_lines(self.rows, self.state.metric, width, max(2, room - len(below)), tick=tick)
-        return [*head, *table, *waits, *below, *foot][: self.height]
+        return [*head, *table, *said, *below, *foot][: self.height]
 
     def _header(self, width: int) -> list[Text]:
         sign, style = LOOKS[self.known.state]
@@ -102,8 +110,8 @@ class _Picture:
             within = min(1.0, len(opened.updates) / max(1, opened.wanted))
             return f"round {opened.number} of {state.rounds}", (state.round + within) / max(1, state.rounds)
         done = f"{state.round} of {state.rounds} rounds"
-        if self.known.state == "running" and any(row.node.state in ("alone", "comparing") for row in self.rows):
-            done += ", comparing"
+        doing = {row.node.state for row in self.rows} if self.known.state == "running" else set()
+        done = ", ".join([done, *(word for word, states in _CLOSING.items() if doing & states)])
         return done, state.round / max(1, state.rounds)
 
     def _times(self, width: int) -> str:
@@ -125,14 +133,14 @@ class _Picture:
         """Heights of the curve and of what follows it, from rich to poor, each with the least left to the nodes."""
         table = len(self.rows) + 1
         fair, least = min(table, room // 2), min(table, _LEAST_TABLE)
-        if self.known.state == "finished" and self.known.compare:
-            full = len(comparison_lines(self.known, width))
+        full = len(closing_lines(self.known, width)) if self.known.state == "finished" else 0
+        if full:
             return [(8, full, table), (6, full, table), (2, full, table), (2, room // 2, 4), (1, 8, 3), (1, 0, least)]
         return [(8, 5, table), (6, 5, table), (2, 5, fair), (2, 3, fair), (2, 1, fair), (1, 1, 3), (1, 0, least)]
 
     def _tail(self, width: int, height: int) -> list[Text]:
         if self.known.state == "finished":
-            return comparison_lines(self.known, width, height) if height else []
+            return closing_lines(self.known, width, height) if height else []
         return [
             cut(Text.assemble((stamp(event), "dim"), "  ", sentence(event, self.state)), width)
             for event in (self.recent[-height:] if height else ())

@@ -24,6 +24,7 @@ _LOOKS: Mapping[Activity, tuple[str, str]] = {
     "evaluating": ("", "blue"),
     "alone": ("", "magenta"),
     "comparing": ("", "blue"),
+    "fine-tuning": ("", "magenta"),
     "unreachable": ("○", "yellow"),
     "unknown": ("?", "yellow"),
     "done": ("✓", "green"),
@@ -148,6 +149,8 @@ def _columns(rows: Sequence[Row], metric: str, width: int) -> list[Column]:
         Column(key="received", title=received, width=len(received), priority=4),
         Column(key="examples", title="examples", width=8, priority=5),
     ]
+    if any(metric in one.node.personal for one in rows):
+        columns.insert(5, Column(key="personal", title="personal", width=8, priority=1))
     if any(one.node.accelerator for one in rows):
         longest = max(len(one.node.accelerator) for one in rows)
         columns.append(Column(key="accelerator", title="on", width=min(8, longest), justify="left", priority=3))
@@ -181,6 +184,7 @@ def _line(one: Row, columns: Sequence[Column], metric: str, width: int, tick: fl
         "epoch": Text(f"{one.progress.epoch}/{one.progress.epochs}" if one.progress and one.progress.epoch else ""),
         "loss": Text(figure("loss", _loss(one.node.metrics, metric))),
         "metric": Text(figure(metric, one.node.metrics.get(metric))),
+        "personal": Text(figure(metric, one.node.personal.get(metric))),
         "seconds": _seconds(one),
         "sent": Text(size(one.node.bytes.sent) if one.node.bytes.sent else ""),
         "received": Text(size(one.node.bytes.received) if one.node.bytes.received else ""),

@@ -50,7 +50,7 @@ def scaffolded(made: "Scaffolded", *, missing: Sequence[str], as_json: bool) -> 
 
 def planned(plan: "DryRun", *, as_json: bool) -> None:
     """What a launch would do."""
-    federation = plan.federation
+    federation, tuned = plan.federation, plan.federation.finetune
     if as_json:
         document = _plain_value(plan)
         document["federation"] = federation.name
@@ -67,10 +67,20 @@ def planned(plan: "DryRun", *, as_json: bool) -> None:
             ("strategy", federation.strategy.name),
             *([("local", federation.local.name)] if federation.local else []),
             ("model", f"{federation.task.model}, {size(plan.model.size)}"),
+            *(
+                [("at home", f"{size(plan.rest.size)} more stay on each node, and go there at most once")]
+                if plan.rest
+                else []
+            ),
             ("a round", f"{size(plan.sent)} to the nodes, {size(plan.received)} back"),
             ("the run", f"{size((plan.sent + plan.received) * federation.rounds)} in all"),
             ("code", f"{plan.bundle_files} of your files, {size(plan.bundle_size)} with fedctl's node part"),
             *([("left out", files(plan.left_out))] if plan.left_out else []),
+            *(
+                [("at the end", f"each node trains the model on for itself, {counted(tuned.epochs, 'epoch')}")]
+                if tuned
+                else []
+            ),
             *(("environment", line) for line in _environments(plan)),
         ],
         title=f"{federation.name}: what `fedctl launch` would do",

@@ -22,7 +22,7 @@ from fedctl.events import (
     UpdateLost,
     UpdateReceived,
 )
-from fedctl.measures import newest_metrics
+from fedctl.measures import newest_metrics, personalization
 from fedctl.records import TaskKey
 from fedctl.report import elapsed
 from fedctl.state import RunState
@@ -97,7 +97,7 @@ def _subject(task: TaskKey) -> str:
     match task.kind:
         case "train" | "evaluate":
             return f"round {task.round}: {task.node}"
-        case "alone" | "compare" | "initialize":
+        case "alone" | "compare" | "finetune" | "initialize":
             return task.node
 
 
@@ -111,6 +111,8 @@ def _doing(task: TaskKey) -> str:
             return "training alone"
         case "compare":
             return "comparing the models"
+        case "finetune":
+            return "fine-tuning its own model"
         case "initialize":
             return "building the first model"
 
@@ -126,16 +128,30 @@ def _update(event: UpdateReceived, state: RunState) -> str:
     facts = [counted(event.examples, "example"), duration(event.seconds)]
     if state.metric in event.metrics:
         facts.append(f"{state.metric} {figure(state.metric, event.metrics[state.metric])}")
-    return f"{what} ({', '.join(facts)})"
+    began = "; it began anew: what it had kept was gone" if event.fresh else ""
+    return f"{what} ({', '.join(facts)}){began}"
 
 
 def _scores(event: ModelEvaluated, state: RunState) -> str:
     if event.task.kind == "compare":
         return f"scored {counted(len(event.scores), 'model')}"
-    value = event.scores["global"].metrics.get(state.metric) if "global" in event.scores else None
-    return "scored the model" + (f": {state.metric} {figure(state.metric, value)}" if value is not None else "")
+    everyones, own = _score(event, "global", state.metric), _score(event, "personal", state.metric)
+    if event.task.kind == "finetune":
+        beside = f" (global {everyones})" if own and everyones else ""
+        return "fine-tuned its own model" + (f": {state.metric} {own}{beside}" if own else "")
+    figures = [everyones, own and f"personal {own}"]
+    said = ", ".join(one for one in figures if one)
+    return "scored the model" + (f": {state.metric} {said}" if said else "")
+
+
+def _score(event: ModelEvaluated, label: str, metric: str) -> str:
+    return figure(metric, event.scores[label].metrics.get(metric)) if label in event.scores else ""
 
 
 def _final(state: RunState) -> str:
-    value = newest_metrics(state).get(state.metric)
-    return "" if value is None else f": {state.metric} {figure(state.metric, value)}"
+    value, found = newest_metrics(state).get(state.metric), personalization(state)
+    own = found.metrics["personal"].get(state.metric) if found else None
+    if value is None:
+        return ""
+    beside = "" if own is None else f", personal {figure(state.metric, own)}"
+    return f": {state.metric} {figure(state.metric, value)}{beside}"

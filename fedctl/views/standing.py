@@ -6,8 +6,9 @@ from rich.text import Text
 
 from fedctl.report import Standing, StatusReport
 from fedctl.views.canvas import cut, folded, parted, spread
-from fedctl.views.closing import comparison_lines, curve_lines
+from fedctl.views.closing import closing_lines, curve_lines
 from fedctl.views.nodes import Row, node_lines
+from fedctl.views.personal import personal_line
 from fedctl.views.text import clock, listed, plain, size
 from fedctl.views.waits import waiting_lines
 
@@ -22,7 +23,7 @@ LOOKS: Mapping[Standing, tuple[str, str]] = {
 
 
 def status_lines(status: StatusReport, width: int) -> list[Text]:
-    """The whole report: the run, its nodes, the curve, the comparison, and what to type next."""
+    """The whole report: the run, its nodes, the curve, what came of it, and what to type next."""
     width = min(width, WIDEST)
     sign, style = LOOKS[status.state]
     facts = [clock(status.seconds), f"↑ {size(status.bytes.sent)}", f"↓ {size(status.bytes.received)}"]
@@ -34,7 +35,8 @@ def status_lines(status: StatusReport, width: int) -> list[Text]:
         Text(),
         *node_lines(rows, status.monitor.metric, width, bars=False),
         *waiting_lines(status, width),
-        *parted(curve_lines(status, width, 2), comparison_lines(status, width), outcome_lines(status, width)),
+        *personal_line(status, width),
+        *parted(curve_lines(status, width, 2), closing_lines(status, width), outcome_lines(status, width)),
     ]
 
 

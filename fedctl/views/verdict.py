@@ -1,4 +1,4 @@
-"""What federating bought beside training alone, in plain words and without kindness."""
+"""What federating and personal models bought, in plain words and without kindness."""
 
 import math
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from statistics import fmean
 from rich.text import Text
 
 from fedctl.federation import Monitor
+from fedctl.measures import Metrics
 from fedctl.report import StatusReport
 from fedctl.views.text import change, figure, listed
 
@@ -15,43 +16,47 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """The monitored metric of a model trained alone and of the federated one, on the same data; both are finite."""
+    """The monitored metric of two models on the same data, as from one `before` to one `after`; both are finite."""
 
     node: str
-    alone: float
-    federated: float
+    before: float
+    after: float
     monitor: Monitor
 
     @property
     def gain(self) -> float:
-        """Above zero where the federated model is better, in either mode; zero where the two read the same."""
+        """Above zero where the second model is better, in either mode; zero where the two read the same."""
         metric = self.monitor.metric
-        if figure(metric, self.alone) == figure(metric, self.federated):
+        if figure(metric, self.before) == figure(metric, self.after):
             return 0.0
-        better = self.federated - self.alone
+        better = self.after - self.before
         return better if self.monitor.mode == "max" else -better
 
     @property
     def difference(self) -> str:
-        """From alone to federated, with its sign."""
-        return change(self.monitor.metric, self.federated - self.alone) if self.gain else "0"
+        """From the first to the second, with its sign."""
+        return change(self.monitor.metric, self.after - self.before) if self.gain else "0"
 
     @property
     def style(self) -> str:
-        """Green where federating was the better choice."""
+        """Green where the second is the better choice."""
         return "green" if self.gain > 0 else "yellow" if self.gain < 0 else "dim"
 
 
 def pairs(report: StatusReport, *, own: bool) -> dict[str, Pair]:
-    """By node: on everyone's validation data, or on its own."""
-    metric = report.monitor.metric
-    found = {}
-    for one in report.compare:
-        alone, federated = (one.alone_own, one.federated_own) if own else (one.alone, one.federated)
-        values = alone.get(metric, math.nan), federated.get(metric, math.nan)
-        if all(math.isfinite(value) for value in values):
-            found[one.node] = Pair(node=one.node, alone=values[0], federated=values[1], monitor=report.monitor)
-    return found
+    """By node, from alone to federated: on everyone's validation data, or on its own."""
+    found = (
+        _pair(report, one.node, *((one.alone_own, one.federated_own) if own else (one.alone, one.federated)))
+        for one in report.compare
+    )
+    return {pair.node: pair for pair in found if pair}
+
+
+def personal_pairs(report: StatusReport) -> dict[str, Pair]:
+    """By node, from the global model to its personal one, on its own validation data."""
+    rows = report.personal.nodes if report.personal else ()
+    found = (_pair(report, one.node, one.global_, one.personal) for one in rows)
+    return {pair.node: pair for pair in found if pair}
 
 
 def verdict(report: StatusReport) -> list[Text]:
@@ -61,28 +66,58 @@ def verdict(report: StatusReport) -> list[Text]:
         return [Text(f"no {report.monitor.metric} to compare by", "yellow")]
     mean = Pair(
         node="",
-        alone=fmean(pair.alone for pair in shared),
-        federated=fmean(pair.federated for pair in shared),
+        before=fmean(pair.before for pair in shared),
+        after=fmean(pair.after for pair in shared),
         monitor=report.monitor,
     )
-    worst = (min if report.monitor.mode == "max" else max)(shared, key=lambda pair: pair.alone)
-    lines = [_bought(mean), Text(f"worst node alone: {worst.node} {_step(worst)}")]
+    worst = (min if report.monitor.mode == "max" else max)(shared, key=lambda pair: pair.before)
+    lines = [_bought("federating", mean, "everyone's data"), Text(f"worst node alone: {worst.node} {_step(worst)}")]
     better_alone = [pair.node for pair in pairs(report, own=True).values() if pair.gain < 0]
     if better_alone:
         lines.append(Text(f"better alone on its own data: {listed(better_alone, _NAMED)}", "yellow"))
     return lines
 
 
-def _bought(mean: Pair) -> Text:
+def personal_verdict(report: StatusReport) -> list[Text]:
+    """One line for the mean, one for the node that each side serves worst, one for those better off without."""
+    found, metric = report.personal, report.monitor.metric
+    if found is None:
+        return []
+    mean = _pair(report, "", found.metrics["global"], found.metrics["personal"])
+    what = "fine-tuned models" if found.finetuned else "personal models"
+    lines = [_bought(what, mean, "each node's own data") if mean else Text(f"no {metric} to compare by", "yellow")]
+    everyones, own = found.worst["global"], found.worst["personal"]
+    if everyones and own and len(found.nodes) > 1:
+        values = [figure(metric, one.metrics[metric]) for one in (everyones, own)]
+        if everyones.node == own.node:
+            lines.append(Text(f"worst node: {own.node} {values[0]} → {values[1]}"))
+        else:
+            said = f"{everyones.node} {values[0]} with the global model, {own.node} {values[1]} with its own"
+            lines.append(Text(f"worst node: {said}"))
+    better_global = [pair.node for pair in personal_pairs(report).values() if pair.gain < 0]
+    if better_global:
+        lines.append(Text(f"better with the global model: {listed(better_global, _NAMED)}", "yellow"))
+    return lines
+
+
+def _pair(report: StatusReport, node: str, before: Metrics, after: Metrics) -> Pair | None:
+    metric = report.monitor.metric
+    values = before.get(metric, math.nan), after.get(metric, math.nan)
+    if not all(math.isfinite(value) for value in values):
+        return None
+    return Pair(node=node, before=values[0], after=values[1], monitor=report.monitor)
+
+
+def _bought(what: str, mean: Pair, whose: str) -> Text:
     metric = mean.monitor.metric
     told = f"{mean.difference} {metric}" + (" (lower is better)" if mean.monitor.mode == "min" else "")
     if mean.gain > 0:
-        return Text(f"federating bought {told} on everyone's data", "bold green")
+        return Text(f"{what} bought {told} on {whose}", "bold green")
     if mean.gain < 0:
-        return Text(f"federating did not help: {told} on everyone's data", "bold yellow")
-    return Text(f"federating made no difference to {metric} on everyone's data", "bold yellow")
+        return Text(f"{what} did not help: {told} on {whose}", "bold yellow")
+    return Text(f"{what} made no difference to {metric} on {whose}", "bold yellow")
 
 
 def _step(pair: Pair) -> str:
     metric = pair.monitor.metric
-    return f"{figure(metric, pair.alone)} → {figure(metric, pair.federated)}"
+    return f"{figure(metric, pair.before)} → {figure(metric, pair.after)}"

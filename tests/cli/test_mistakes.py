@@ -28,6 +28,8 @@ CASES = [
     (["aggregate", "a.safetensors", "-o", "b.safetensors"], 2, "a.safetensors: no such file", ""),
     (["aggregate", "a.safetensors"], 2, "where should the result go?", "-o out.safetensors"),
     (["aggregate", "a.ckpt", "--commit", "-o", "x.ckpt"], 2, "belong to a run", ""),
+    (["aggregate", "nosuch", "--model", "a.safetensors"], 2, "--model belongs to files", "leave it out"),
+    (["aggregate", "--commit", "--model", "a.safetensors"], 2, "--model belongs to files", "leave it out"),
     (["aggregate", "a.safetensors", "-o", "b.safetensors", "--weights", "x"], 2, "should be numbers", "3,1,1"),
     (["lunch"], 2, "No such command 'lunch'", ""),
     (["launch", "--rnu", "x"], 2, "No such option", ""),
@@ -51,6 +53,7 @@ IN_A_FOLDER = [
     (["--run", "../x"], 2, "'../x' cannot be the name of a run", ""),
     (["--set", "strategy=fedavgg"], 3, "fedavgg", "did you mean `fedavg`"),
     (["--set", "strategy={name: fedavgm, lrr: 1}"], 3, "lrr", "did you mean `lr`"),
+    (["--set", "strategy=krum"], 3, "krum needs 5 updates, and a round may close with 2", "ask 5 nodes or more"),
 ]
 
 
@@ -99,7 +102,7 @@ def test_json_of_init(fedctl, tmp_path):
     assert made["template"] == "digits"
     assert {"fed.yaml", "model.py", "data.py", "README.md"} <= set(made["files"])
     names = [one["name"] for one in fedctl("init", "--list", "--json").json["templates"]]
-    assert names == ["blank", "digits", "hospitals"]
+    assert names == ["blank", "digits", "hospitals", "lora", "wearables"]
 
 
 def a_run(folder: Path, name: str, lines: list[dict], **facts: object) -> Path:

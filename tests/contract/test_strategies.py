@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from fedctl.errors import ConfigError, ModelError
 from fedctl.federation import Named
 from fedctl.soundness import check_update
-from fedctl.strategies import STRATEGIES, Contribution, Outcome, Strategy, build, resolve
+from fedctl.strategies import STRATEGIES, Contribution, Outcome, Strategy, build, least_of, resolve
 from fedctl.weights import Weights, save, spec_of
 
 FLOATING = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64")
 INTEGER = ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool")
-IDENTITY = ("fedavg", "median", "geometric-median", "norm-clip")
+IDENTITY = ("fedavg", "scaffold", "median", "geometric-median", "norm-clip")
 """Those of which the outcome of one update is that update, to the bit."""
 CHOOSING = ("krum", "multi-krum", "bulyan")
 """Those that leave whole updates out."""
@@ -53,10 +53,21 @@ def model_like(seed: int) -> dict[str, torch.Tensor]:
     }
 
 
+def controls_like(seed: int) -> dict[str, torch.Tensor]:
+    """Of every floating tensor that is no buffer."""
+    found = model_like(seed + 1_000)
+    return {name: tensor for name, tensor in found.items() if name not in INTEGER and not name.startswith("bn.")}
+
+
 def contributions(*seeds: int) -> list[Contribution]:
     return [
         Contribution(
-            name=f"node-{seed}", weight=10.0 + 7 * seed, weights=model_like(seed), steps=1 + seed, loss=seed / 2
+            name=f"node-{seed}",
+            weight=10.0 + 7 * seed,
+            weights=model_like(seed),
+            steps=1 + seed,
+            loss=seed / 2,
+            controls=controls_like(seed),
         )
         for seed in seeds
     ]
@@ -115,6 +126,7 @@ def test_inputs_are_left_as_they_are(name):
     assert dict(second.model).keys() == start.keys()
     assert_same_bits(start, model_like(0))
     assert_same_bits(updates[0].weights, model_like(1))
+    assert_same_bits(updates[0].controls, controls_like(1))
     assert_same_bits(memory, dict(first.memory))
 
 
@@ -150,7 +162,7 @@ def test_updates_that_equal_the_model_leave_it(name):
 @given(weight=st.floats(0, 1e12), seed=st.integers(0, 99))
 @settings(max_examples=15, deadline=None)
 def test_one_update_is_the_outcome_to_the_bit(name, weight, seed):
-    alone = Contribution(name="alice", weight=weight, weights=model_like(seed))
+    alone = Contribution(name="alice", weight=weight, weights=model_like(seed), controls=controls_like(seed))
     assert_same_bits(run(build(Named(name=name)), [alone]).model, model_like(seed))
 
 
@@ -223,10 +235,18 @@ def test_momentum_leaves_statistics_to_the_mean():
     assert memory == {}
 
 
-@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi", "fedadagrad", "fednova", "qfedavg", "norm-clip"])
-def test_what_moves_the_model_needs_it(name):
-    with pytest.raises(ModelError, match=f"{name} .* none was given"):
-        build(Named(name=name)).aggregate({}, contributions(1), {})
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in ("fedavgm", "fedadam", "fedyogi", "fedadagrad", "fednova", "qfedavg", "feddyn")),
+        ("norm-clip", {}),
+        ("scaffold", {"lr": 0.5}),
+    ],
+)
+def test_what_moves_the_model_needs_it(name, options):
+    with pytest.raises(ModelError, match=f"{name} .* none was given") as error:
+        build(Named(name=name, options=options)).aggregate({}, contributions(1), {})
+    assert "--model" in error.value.hint
 
 
 def test_fednova_needs_the_steps_and_qfedavg_the_losses():
@@ -243,12 +263,21 @@ def test_fednova_needs_the_steps_and_qfedavg_the_losses():
 )
 def test_a_robust_rule_refuses_fewer_updates_than_it_needs(name, least):
     strategy = build(Named(name=name, options={"hostile": 2}))
+    assert least_of(strategy) == least
     with pytest.raises(ModelError, match=f"{name} needs {least} updates to bear 2 hostile nodes, and there are"):
         run(strategy, contributions(*range(least - 1)))
     run(strategy, contributions(*range(least)))
 
 
-@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi", "fedadagrad"])
+def test_how_few_updates_will_do():
+    assert {name: least_of(build(Named(name=name))) for name in STRATEGIES if name not in CHOOSING} == {
+        name: 3 if name == "trimmed-mean" else 1 for name in STRATEGIES if name not in CHOOSING
+    }
+    assert least_of(build(Named(name="multi-krum", options={"hostile": 1, "keep": 8}))) == 9
+    assert least_of(build(Named(name="norm-clip", options={"rule": {"name": "bulyan", "hostile": 1}}))) == 7
+
+
+@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold", "feddyn"])
 def test_an_optimizer_takes_its_memory_up_from_disk(name, tmp_path):
     """Rounds in a row, and the same rounds with the memory written and read in between, end in the same bits."""
     strategy, models = build(Named(name=name)), []
@@ -299,6 +328,18 @@ def test_norm_clip_of_krum_is_one_update_clipped():
             "strategy/rule: should be a name, or a mapping with a name and options, not 3",
             None,
         ),
+        (
+            "norm-clip",
+            {"rule": "scaffold"},
+            "strategy/rule: should be one that asks nothing of the nodes' training, not scaffold",
+            None,
+        ),
+        ("norm-clip", {"rule": "feddyn"}, "nothing of the nodes' training, not feddyn", None),
+        ("scaffold", {"option": 3}, "strategy/option: should be 1 or 2, not 3", None),
+        ("scaffold", {"lr": 0}, "strategy/lr: should be above 0, not 0.0", None),
+        ("scaffold", {"nodes": 0}, "strategy/nodes: should be above 0, not 0", None),
+        ("feddyn", {"alpha": 0}, "strategy/alpha: should be above 0, not 0.0", None),
+        ("feddyn", {"nodes": -3}, "strategy/nodes: should be above 0, not -3", None),
         ("norm-clip", {"rule": "fedavgg"}, "strategy: there is none called 'fedavgg'", "did you mean `fedavg`?"),
         ("norm-clip", {"rule": {"name": "krum", "hostil": 1}}, "hostil: unknown option", "did you mean `hostile`?"),
         ("fednova", {"momentum": 0.9, "proximal": 0.1}, "strategy/proximal: should be 0 with momentum", None),

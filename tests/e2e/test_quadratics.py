@@ -92,6 +92,8 @@ def launch(place: Place, run: str, *settings: str) -> None:
         ("fedavg", 20, (), [0.208252, -0.239053]),
         ("fedprox", 24, ("local={name: fedprox, mu: 1}",), [0.283338, -0.054723]),
         ("fednova", 14, ("strategy=fednova", *ONE_SETTING), [0.719941]),
+        ("scaffold", 40, ("strategy=scaffold",), [0.6, 0.6]),
+        ("feddyn", 40, ("strategy={name: feddyn, alpha: 1}",), [0.6, 0.6]),
     ],
 )
 def test_runs_end_where_the_algorithm_does(place, run, rounds, settings, ends):

@@ -14,6 +14,8 @@ OPTIONS = {
     "fedadagrad": {"lr": 0.1, "tau": 1e-3},
     "fednova": {},
     "qfedavg": {"q": 0.5, "lr": 0.05},
+    "scaffold": {"lr": 0.7, "nodes": 20},
+    "feddyn": {"alpha": 0.05, "nodes": 20},
     "median": {},
     "trimmed-mean": {"hostile": HOSTILE},
     "krum": {"hostile": HOSTILE},
@@ -23,7 +25,7 @@ OPTIONS = {
     "norm-clip": {"rule": "fedavg"},
 }
 """How each strategy of the table is set; the references have the same numbers."""
-REMEMBERING = ("fedavgm", "fedadam", "fedyogi", "fedadagrad")
+REMEMBERING = ("fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold", "feddyn")
 ROBUST = ("trimmed-mean", "krum", "multi-krum", "bulyan")
 ROUNDS = ("first", "second", "third")
 """Rounds in a row, for those that remember."""
@@ -38,6 +40,7 @@ class Round:
     examples: list[float]
     steps: list[int]
     losses: list[float]
+    controls: list[dict[str, np.ndarray]]
 
 
 def rounds() -> dict[str, Round]:
@@ -53,9 +56,10 @@ def rounds() -> dict[str, Round]:
         for name in update:
             twin = made["ties"].updates[node // 3 * 3][name]
             update[name] = np.asarray(np.round(twin * 2) / 2, np.float32)
-    for update in made["huge"].updates[3:11:7]:
-        for name in update:
-            update[name] = np.asarray(update[name] * np.float32(1e30))
+    for sent in (made["huge"].updates, made["huge"].controls):
+        for update in sent[3:11:7]:
+            for name in update:
+                update[name] = np.asarray(update[name] * np.float32(1e30))
     for update in made["gross"].updates[:HOSTILE]:
         for name in update:
             update[name] = np.full_like(update[name], 50.0)
@@ -81,4 +85,5 @@ def _round(seed: int, *, nodes: int) -> Round:
         examples=[float(count) for count in generator.integers(1, 500, nodes)],
         steps=[int(count) for count in generator.integers(1, 40, nodes)],
         losses=[float(loss) for loss in generator.uniform(0.05, 3, nodes)],
+        controls=[tensors() for _ in range(nodes)],
     )

@@ -15,12 +15,17 @@ def flat(tensors: dict[str, np.ndarray]) -> np.ndarray:
 
 def formula(name: str, rounds: Sequence[Round]) -> np.ndarray:
     """The model after the last of these rounds, each of which starts from its own."""
+    return played(name, rounds)[0]
+
+
+def played(name: str, rounds: Sequence[Round]) -> tuple[np.ndarray, Memory]:
+    """That model, and what is remembered then."""
     memory: Memory = {}
-    for number, played in enumerate(rounds, start=1):
-        start, updates = flat(played.start), np.stack([flat(update) for update in played.updates])
-        weights = np.array(played.examples) if any(played.examples) else np.ones(len(updates))
-        model = RULES[name](start, updates, weights / weights.sum(), played, memory, number)
-    return model
+    for number, one in enumerate(rounds, start=1):
+        start, updates = flat(one.start), np.stack([flat(update) for update in one.updates])
+        weights = np.array(one.examples) if any(one.examples) else np.ones(len(updates))
+        model = RULES[name](start, updates, weights / weights.sum(), one, memory, number)
+    return model, memory
 
 
 def fedavg(start, updates, weights, *_):
@@ -65,6 +70,18 @@ def qfedavg(start, updates, weights, played, *_):
     losses, moved = np.array(played.losses), lipschitz * (start - updates)
     down = (q * losses ** (q - 1) * (moved**2).sum(1) + lipschitz * losses**q).sum()
     return start - (losses**q @ moved) / down
+
+
+def scaffold(start, updates, weights, played, memory, *_):
+    options, moved = OPTIONS["scaffold"], np.stack([flat(control) for control in played.controls])
+    memory["c"] = memory.get("c", 0.0) + moved.sum(0) / options["nodes"]
+    return start + options["lr"] * (updates - start).mean(0)
+
+
+def feddyn(start, updates, weights, played, memory, *_):
+    options = OPTIONS["feddyn"]
+    memory["h"] = memory.get("h", 0.0) - options["alpha"] * (updates - start).sum(0) / options["nodes"]
+    return updates.mean(0) - memory["h"] / options["alpha"]
 
 
 def median(start, updates, *_):
@@ -124,6 +141,8 @@ RULES = {
     "fedadagrad": fedadagrad,
     "fednova": fednova,
     "qfedavg": qfedavg,
+    "scaffold": scaffold,
+    "feddyn": feddyn,
     "median": median,
     "trimmed-mean": trimmed_mean,
     "krum": krum,

@@ -15,8 +15,10 @@ import torch
 
 from fedctl.federation import Named
 from fedctl.strategies import STRATEGIES, Contribution, build
-from tests.parity import cases
+from tests.parity import cases, formulas
 from tests.parity.formulas import RULES, flat, formula
+
+Tensors = dict[str, torch.Tensor]
 
 FLOWER = Path(sys.prefix) / "flower" / "bin" / "python"
 ROUNDS = cases.rounds()
@@ -25,21 +27,32 @@ ALONE = ("ties", "huge", "gross", "near", "one", "no examples")
 
 def ours(name: str, rounds: Sequence[str], dtype: torch.dtype = torch.float32) -> np.ndarray:
     """The model after these rounds, each of which starts from its own, in one row."""
-    strategy, memory = build(Named(name=name, options=cases.OPTIONS[name])), {}
-    for played in (ROUNDS[each] for each in rounds):
-        updates = [
-            Contribution(name=f"n{node:02d}", weight=weight, weights=tensors(update, dtype), steps=steps, loss=loss)
-            for node, (update, weight, steps, loss) in enumerate(
-                zip(played.updates, played.examples, played.steps, played.losses, strict=True)
-            )
-        ]
-        outcome = strategy.aggregate(tensors(played.start, dtype), updates, memory)
-        model, memory = dict(outcome.model), dict(outcome.memory)
+    model, _ = played(name, rounds, dtype)
     assert {tensor.dtype for tensor in model.values()} == {dtype}
     return flat({key: tensor.double().numpy() for key, tensor in model.items()})
 
 
-def tensors(arrays: dict[str, np.ndarray], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def played(name: str, rounds: Sequence[str], dtype: torch.dtype = torch.float32) -> tuple[Tensors, Tensors]:
+    """That model as tensors, and the memory after these rounds."""
+    strategy, memory = build(Named(name=name, options=cases.OPTIONS[name])), {}
+    for one in (ROUNDS[each] for each in rounds):
+        updates = [
+            Contribution(
+                name=f"n{node:02d}",
+                weight=one.examples[node],
+                weights=tensors(update, dtype),
+                steps=one.steps[node],
+                loss=one.losses[node],
+                controls=tensors(one.controls[node], dtype),
+            )
+            for node, update in enumerate(one.updates)
+        ]
+        outcome = strategy.aggregate(tensors(one.start, dtype), updates, memory)
+        model, memory = dict(outcome.model), dict(outcome.memory)
+    return model, memory
+
+
+def tensors(arrays: dict[str, np.ndarray], dtype: torch.dtype) -> Tensors:
     return {key: torch.from_numpy(values).to(dtype) for key, values in arrays.items()}
 
 
@@ -82,6 +95,17 @@ def test_a_strategy_is_its_formula(name, rounds):
     np.testing.assert_allclose(ours(name, rounds), expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("rounds", [cases.ROUNDS, *((kind,) for kind in ALONE)])
+@pytest.mark.parametrize(("name", "kept", "key"), [("scaffold", "c", "{}"), ("feddyn", "h", "{}/h")])
+def test_what_goes_into_the_next_training_is_its_formula(name, kept, key, rounds):
+    """Scaffold's nodes train by its memory, and what feddyn keeps moves every model after."""
+    _, memory = formulas.played(name, [ROUNDS[each] for each in rounds])
+    _, found = played(name, rounds)
+    expected = memory[kept]
+    ours = flat({tensor: found[key.format(tensor)].double().numpy() for tensor in cases.SHAPES})
+    np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-7 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_strategy_is_its_formula_in_bfloat16_up_to_its_last_bit(name):
     played = ROUNDS["first"]
@@ -91,7 +115,8 @@ def test_a_strategy_is_its_formula_in_bfloat16_up_to_its_last_bit(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in STRATEGIES if name not in ("fednova", "geometric-median", "norm-clip")]
+    "name",
+    [name for name in STRATEGIES if name not in ("fednova", "scaffold", "feddyn", "geometric-median", "norm-clip")],
 )
 def test_a_strategy_is_flowers(name, flower):
     compared = {key.split("/")[1] for key in flower if key.startswith(f"{name}/")}

@@ -19,7 +19,14 @@ extremes = st.sampled_from([0.0, 1.0, -1.0, 1e3, -1e12, 1e30, -1e30, 3e38, -3e38
 def aggregate(name: str, rows: np.ndarray, start: np.ndarray) -> np.ndarray:
     options = {**cases.OPTIONS[name], "hostile": cases.HOSTILE} if name in BOUNDED else cases.OPTIONS[name]
     updates = [
-        Contribution(name=f"n{n:02d}", weight=1, weights={"w": torch.from_numpy(row)}, steps=1 + n, loss=1.0 + n)
+        Contribution(
+            name=f"n{n:02d}",
+            weight=1,
+            weights={"w": torch.from_numpy(row)},
+            steps=1 + n,
+            loss=1.0 + n,
+            controls={"w": torch.full((WIDTH,), 1.0 + n)},
+        )
         for n, row in enumerate(rows)
     ]
     return (

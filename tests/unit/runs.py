@@ -31,9 +31,17 @@ class Story:
     """A run of `nodes` told step by step; every event comes a second after the last one."""
 
     def __init__(
-        self, *nodes: str, rounds: int = 10, compare: bool = False, metric="val_acc", mode="max", **more: Any
+        self,
+        *nodes: str,
+        rounds: int = 10,
+        compare: bool = False,
+        personal: bool = False,
+        metric: str = "val_acc",
+        mode: str = "max",
+        **more: Any,
     ) -> None:
         self.nodes = nodes or NAMES[:3]
+        self.personal = personal
         self.rounds = rounds
         self.metric = metric
         self.compare = compare
@@ -110,11 +118,19 @@ class Story:
         key = TaskKey(round=round, node=name, kind=kind, attempt=attempt)
         self.tell(TaskFailed, task=key, reason=reason, **{"retryable": True, **more})
 
-    def evaluated(self, round: int, name: str, value: float, *, examples: int = 100) -> None:
+    def evaluated(
+        self, round: int, name: str, value: float, *, personal: float | None = None, examples: int = 100
+    ) -> None:
         metrics = {self.metric: value, "val_loss" if self.metric != "val_loss" else "val_acc": 0.4}
-        self._scored(
-            TaskKey(round=round, node=name, kind="evaluate"), {"global": Score(examples=examples, metrics=metrics)}
-        )
+        scores = {"global": Score(examples=examples, metrics=metrics)}
+        if personal is not None:
+            scores["personal"] = Score(examples=examples, metrics={**metrics, self.metric: personal})
+        self._scored(TaskKey(round=round, node=name, kind="evaluate"), scores)
+
+    def finetuned(self, name: str, value: float, personal: float, *, examples: int = 100) -> None:
+        values = {"global": value, "personal": personal}
+        scores = {label: Score(examples=examples, metrics={self.metric: each}) for label, each in values.items()}
+        self._scored(TaskKey(round=self.rounds, node=name, kind="finetune"), scores)
 
     def compared(self, name: str, values: Mapping[str, float], *, examples: int = 100) -> None:
         scores = {label: Score(examples=examples, metrics={self.metric: value}) for label, value in values.items()}
@@ -139,8 +155,11 @@ class Story:
         self.scored(number)
 
     def scored(self, number: int) -> None:
+        """All score the model of a round; of five personal models one does worse than the global one."""
         for place, name in enumerate(self.nodes):
-            self.evaluated(number, name, 0.96 - 0.86 * 0.55**number - 0.01 * (place % 5), examples=100 + 20 * place)
+            value = 0.96 - 0.86 * 0.55**number - 0.01 * (place % 5)
+            own = value + 0.035 - 0.01 * (place % 5) if self.personal and number else None
+            self.evaluated(number, name, value, personal=own, examples=100 + 20 * place)
 
     def working(self, task: TaskKey, step: int = 0, steps: int = 40, phase: Phase = "training", **more: Any) -> None:
         metrics = more.pop("metrics", {"train_loss": 0.412})
@@ -160,9 +179,9 @@ def preparing(*names: str) -> Story:
     return story
 
 
-def mid_round(*names: str) -> Story:
+def mid_round(*names: str, personal: bool = False) -> Story:
     """Round 4 of 10: one node is done, one has failed, the others train."""
-    story = Story(*(names or NAMES))
+    story = Story(*(names or NAMES), personal=personal)
     story.ready()
     story.built()
     story.scored(0)
@@ -178,14 +197,19 @@ def mid_round(*names: str) -> Story:
     return story
 
 
-def finished(*names: str, compare: bool = True) -> Story:
-    """Ten rounds and the comparison."""
-    story = Story(*names, compare=compare)
+def finished(*names: str, compare: bool = True, personal: bool = False, finetune: bool = False) -> Story:
+    """Ten rounds, the fine-tuning and the comparison."""
+    story = Story(*names, compare=compare, personal=personal)
     story.ready()
     story.built()
     story.scored(0)
     for number in range(1, 11):
         story.round(number)
+    if finetune:
+        for place, name in enumerate(story.nodes):
+            story.started(10, name, kind="finetune")
+            value = 0.957 - 0.01 * (place % 5)
+            story.finetuned(name, value, value + 0.035 - 0.01 * (place % 5), examples=100 + 20 * place)
     if compare:
         for name in story.nodes:
             story.started(0, name, kind="alone")

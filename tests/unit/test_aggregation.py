@@ -5,7 +5,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from fedctl.aggregation import aggregate_files, aggregate_round
+from fedctl.aggregation import Closed, aggregate_files, aggregate_round
 from fedctl.errors import ModelError, UsageError
 from fedctl.federation import Named
 from fedctl.strategies import build
@@ -167,7 +167,7 @@ def test_a_round_writes_model_and_memory_and_the_next_takes_them_up(files, tmp_p
     first, second = tmp_path / "1", tmp_path / "2"
     first.mkdir()
     second.mkdir()
-    blob = aggregate_round(
+    closed = aggregate_round(
         files[0],
         updates,
         memory=None,
@@ -175,7 +175,7 @@ def test_a_round_writes_model_and_memory_and_the_next_takes_them_up(files, tmp_p
         model_out=first / "model.safetensors",
         memory_out=first / "memory.safetensors",
     )
-    assert blob == digest(first / "model.safetensors")
+    assert (closed.model, closed.memory) == tuple(digest(first / f"{name}.safetensors") for name in ("model", "memory"))
     aggregate_round(
         first / "model.safetensors",
         dict(reversed(updates.items())),
@@ -192,7 +192,7 @@ def test_a_round_writes_model_and_memory_and_the_next_takes_them_up(files, tmp_p
 
 
 def test_a_strategy_without_memory_writes_none(files, tmp_path):
-    aggregate_round(
+    closed = aggregate_round(
         files[0],
         {"bob": (files[1], 0)},
         memory=None,
@@ -200,6 +200,7 @@ def test_a_strategy_without_memory_writes_none(files, tmp_path):
         model_out=tmp_path / "model.safetensors",
         memory_out=tmp_path / "memory.safetensors",
     )
+    assert closed == Closed(model=digest(files[1]), memory=None)
     assert digest(tmp_path / "model.safetensors") == digest(files[1])
     assert not (tmp_path / "memory.safetensors").exists()
 

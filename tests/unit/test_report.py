@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import subprocess
@@ -6,7 +7,7 @@ import sys
 import pytest
 
 from fedctl.events import ModelEvaluated, RoundHeld, RunFailed, TaskStarted
-from fedctl.measures import average, best_round, comparisons, trajectory, worst_node
+from fedctl.measures import average, best_round, comparisons, personalization, trajectory, worst_node
 from fedctl.records import Score, TaskKey
 from fedctl.report import report
 from fedctl.state import RunState
@@ -73,7 +74,10 @@ def test_the_states_of_nodes():
     assert set(states(finished()).values()) == {"done"}
 
 
-@pytest.mark.parametrize(("kind", "state"), [("evaluate", "evaluating"), ("alone", "alone"), ("compare", "comparing")])
+@pytest.mark.parametrize(
+    ("kind", "state"),
+    [("evaluate", "evaluating"), ("alone", "alone"), ("compare", "comparing"), ("finetune", "fine-tuning")],
+)
 def test_a_node_is_about_its_task(kind, state):
     story = mid_round()
     story.started(4, "erin", kind=kind)
@@ -177,6 +181,110 @@ def test_a_node_that_was_never_scored_alone_has_no_row():
     story.ready()
     story.compared("alice", {"global": 0.8, "alone/alice": 0.9})
     assert [one.node for one in comparisons(story.state)] == ["alice"]
+
+
+def test_personal_models_stand_beside_the_global_one_over_the_nodes_that_have_both():
+    story = Story()
+    story.ready()
+    story.evaluated(0, "alice", 0.9, personal=0.8, examples=300)
+    story.evaluated(0, "bob", 0.5, personal=0.9, examples=100)
+    story.evaluated(0, "carol", 0.1)
+    found = personalization(story.state)
+    assert (found.round, found.finetuned) == (0, False)
+    assert found.metrics["global"]["val_acc"] == pytest.approx(0.8)
+    assert found.metrics["personal"]["val_acc"] == pytest.approx(0.825)
+    assert (found.worst["global"].node, found.worst["personal"].node) == ("bob", "alice")
+    rows = [(one.node, one.global_["val_acc"], one.personal["val_acc"]) for one in found.nodes]
+    assert rows == [("alice", 0.9, 0.8), ("bob", 0.5, 0.9)]
+
+
+def test_the_json_of_personal_models():
+    story = finished(personal=True)
+    value = report(story.state, alive=False).to_json()
+    found = value["personal"]
+    assert set(found) == {"round", "finetuned", "metrics", "worst", "nodes"}
+    assert (found["round"], found["finetuned"]) == (10, False)
+    assert set(found["metrics"]) == set(found["worst"]) == {"global", "personal"}
+    assert found["metrics"]["global"] == value["metrics"]
+    assert found["worst"]["personal"] == {"node": "carol", "metrics": found["nodes"][2]["personal"]}
+    assert set(found["nodes"][0]) == {"node", "global", "personal"}
+    assert found["nodes"][0]["personal"] == value["nodes"][0]["personal"]
+    assert report(finished().state, alive=False).to_json()["personal"] is None
+
+
+@pytest.mark.parametrize(("mode", "everyones", "own"), [("max", "bob", "carol"), ("min", "alice", "bob")])
+def test_the_worst_node_of_each_side_follows_the_monitors_mode(mode, everyones, own):
+    story = Story(metric="score", mode=mode)
+    story.ready()
+    for name, value, personal in (("alice", 0.9, 0.5), ("bob", 0.1, 0.8), ("carol", 0.5, 0.2)):
+        story.evaluated(0, name, value, personal=personal)
+    worst = personalization(story.state).worst
+    assert (worst["global"].node, worst["personal"].node) == (everyones, own)
+
+
+def test_personal_models_of_a_round_count_once_all_have_scored_them():
+    story = mid_round(personal=True)
+    before = personalization(story.state)
+    assert before.round == 3
+    for name in ("bob", "carol", "dave", "erin"):
+        story.trained(4, name)
+    story.aggregated(4)
+    story.evaluated(4, "alice", 0.9, personal=0.99)
+    assert personalization(story.state) == before
+    assert report(story.state, alive=True).nodes[0].personal["val_acc"] == 0.99
+    for name in ("bob", "carol", "dave", "erin"):
+        story.evaluated(4, name, 0.9, personal=0.95)
+    assert personalization(story.state).round == 4
+
+
+def test_before_any_round_is_scored_by_all_its_personal_models_are_shown_as_they_come():
+    story = Story()
+    story.ready()
+    story.evaluated(0, "bob", 0.5, personal=0.6)
+    assert [one.node for one in personalization(story.state).nodes] == ["bob"]
+
+
+def test_fine_tuned_models_take_the_place_of_those_that_were_kept():
+    story = finished("alice", "bob", "carol", personal=True, compare=False)
+    story.finetuned("alice", 0.9, 0.97)
+    assert not personalization(story.state).finetuned, "two are still at it"
+    story.finetuned("bob", 0.8, 0.96)
+    story.failed(10, "carol", kind="finetune")
+    found = personalization(story.state)
+    assert (found.round, found.finetuned) == (10, True)
+    assert [(one.node, one.personal) for one in found.nodes] == [
+        ("alice", {"val_acc": 0.97}),
+        ("bob", {"val_acc": 0.96}),
+    ]
+    assert states(story, alive=False) == {"alice": "done", "bob": "done", "carol": "failed"}
+    kept, tuned = (report(story.state, alive=False).nodes[place].personal["val_acc"] for place in (2, 0))
+    assert (kept, tuned) == (pytest.approx(0.9528, abs=1e-4), 0.97)
+
+
+def test_a_node_that_has_fine_tuned_waits_for_the_comparison():
+    story = finished(personal=True, compare=True)
+    story.state = dataclasses.replace(story.state, status="running", compared={}, alone={})
+    story.finetuned("alice", 0.9, 0.97)
+    assert states(story)["alice"] == "waiting"
+
+
+def test_a_personal_model_that_has_diverged_is_the_worst_and_null():
+    story = Story("alice", "bob")
+    story.ready()
+    story.evaluated(0, "alice", 0.9, personal=math.nan)
+    story.evaluated(0, "bob", 0.8, personal=0.7)
+    value = report(story.state, alive=True).to_json()["personal"]
+    assert value["worst"]["personal"]["node"] == "alice"
+    assert value["metrics"]["personal"]["val_acc"] is None
+    json.dumps(value, allow_nan=False)
+
+
+def test_without_the_monitored_metric_nobody_is_worst():
+    story = Story("alice", "bob", metric="val_acc")
+    story.ready()
+    story.metric = "score"
+    story.evaluated(0, "alice", 0.9, personal=0.8)
+    assert report(story.state, alive=True).to_json()["personal"]["worst"] == {"global": None, "personal": None}
 
 
 def test_a_task_of_the_coordinator_is_no_nodes():

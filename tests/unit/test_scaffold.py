@@ -40,7 +40,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 def test_the_templates_that_come_with_fedctl():
     found = {template.name: template.summary for template in templates()}
-    assert list(found) == ["blank", "digits", "hospitals"]
+    assert list(found) == ["blank", "digits", "hospitals", "lora", "wearables"]
     assert all(summary.endswith(".") and len(summary) <= 120 for summary in found.values())
 
 
@@ -49,7 +49,7 @@ def test_a_template_is_named_by_its_folder_and_summed_up_by_its_readme(toy):
     assert (template.name, template.summary, template.folder) == ("toy", "A federation of toys.", toy)
 
 
-@pytest.mark.parametrize("name", ["blank", "digits", "hospitals"])
+@pytest.mark.parametrize("name", ["blank", "digits", "hospitals", "lora", "wearables"])
 def test_a_copy_is_exact(name, tmp_path):
     target = tmp_path / "some" / "where"
     made = scaffold(target, name)
@@ -125,9 +125,9 @@ def test_links_are_in_the_way_and_are_not_followed(toy, tmp_path):
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("digit", "did you mean `digits`? the templates are blank, digits, hospitals"),
-        ("quantum", "the templates are blank, digits, hospitals"),
-        ("../digits", "did you mean `digits`? the templates are blank, digits, hospitals"),
+        ("digit", "did you mean `digits`? the templates are blank, digits, hospitals, lora, wearables"),
+        ("quantum", "the templates are blank, digits, hospitals, lora, wearables"),
+        ("../digits", "did you mean `digits`? the templates are blank, digits, hospitals, lora, wearables"),
     ],
 )
 def test_an_unknown_template(name, hint, tmp_path):

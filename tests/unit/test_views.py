@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import io
 import json
@@ -32,11 +33,16 @@ from fedctl.views.lines import LinesSink
 from fedctl.views.live import LiveSink
 from fedctl.views.sentence import is_routine, sentence
 from fedctl.views.text import change, clock, duration, figure, plain, roughly, size
-from fedctl.views.verdict import verdict
-from tests.unit.runs import Story, finished, mid_round, preparing
+from fedctl.views.verdict import personal_verdict, verdict
+from tests.unit.runs import NAMES, Story, finished, mid_round, preparing
 
 SITES = tuple(f"site-{number:02d}" for number in range(50))
-MOMENTS = {"preparing": preparing, "mid-round": mid_round, "finished": finished}
+MOMENTS = {
+    "preparing": preparing,
+    "mid-round": mid_round,
+    "finished": finished,
+    "fine-tuned": functools.partial(finished, personal=True, finetune=True),
+}
 HOSTILE = "\x1b[2J\x1b]0;owned\x07[bold red]boom[/]\x9b31m\r\n\u202etxt\x00 \ud800"
 
 
@@ -115,6 +121,83 @@ def test_a_finished_run_shows_what_federating_bought_at_120_columns():
         "better alone on its own data: alice, bob",
     ]
     assert lines[0].endswith("✓ finished")
+
+
+def test_while_a_run_goes_on_each_nodes_own_score_stands_beside_the_global_one():
+    assert drawn(mid_round(personal=True), 80, 24).splitlines()[3:10] == [
+        "  node   state       progress                    loss  val_acc  personal    time",
+        "✓ alice  done        ━━━━━━━━━━━━━━━━━━━        0.240   0.8169    0.8519     11s",
+        "✗ bob    failed      attempt 1: CUDA out of memory",
+        "⠏ carol  training    ━━━━━━━━━━━━───────  62%   0.412   0.7969    0.8119      5s",
+        "⠏ dave   training    ━━━━━━━╸───────────  40%   0.412   0.7869    0.7919      5s",
+        "○ erin   waiting                                0.300   0.7769    0.7719",
+        "personal: val_acc 0.8062 (global 0.7941), worst erin 0.7719 (0.7769)",
+    ]
+    assert "personal" not in drawn(mid_round())
+    narrow = drawn(mid_round(personal=True), 40)
+    assert "worst erin 0.7719 (0.7769)" in " ".join(narrow.split())
+    assert max(map(len, narrow.splitlines())) <= 40
+
+
+def test_the_worst_node_of_the_global_model_is_named_where_it_is_another():
+    story = mid_round("alice", "bob", "carol", "dave", personal=True)
+    for name, value, own in (("alice", 0.5, 0.9), ("bob", 0.9, 0.6)):
+        story.evaluated(4, name, value, personal=own)
+    story.state = dataclasses.replace(story.state, round=5)
+    assert "\npersonal: val_acc 0.7500 (global 0.7000), worst bob 0.6000 (alice 0.5000)\n" in drawn(story)
+
+
+def test_a_finished_run_shows_personal_models_beside_the_global_one():
+    story = finished(*NAMES, compare=False, personal=True)
+    lines = drawn(story, 80, 50).splitlines()
+    assert lines[-11:] == [
+        "personal models kept after round 10, on each node's own data",
+        "node     global  personal      gain",
+        "alice    0.9578    0.9928   +0.0350",
+        "bob      0.9478    0.9728   +0.0250",
+        "carol    0.9378    0.9528   +0.0150",
+        "dave     0.9278    0.9328   +0.0050",
+        "erin     0.9178    0.9128   -0.0050  worst of both",
+        "",
+        "personal models bought +0.0121 val_acc on each node's own data",
+        "worst node: erin 0.9178 → 0.9128",
+        "better with the global model: erin",
+    ]
+    assert "personal: val_acc" not in "\n".join(lines), "the table says it"
+
+
+def test_of_many_personal_models_the_worst_come_first_and_the_rest_is_counted():
+    story = finished(*SITES, compare=False, personal=True)
+    lines = drawn(story, 80, 24).splitlines()
+    first = lines.index("node       global  personal      gain") + 1
+    assert lines[first].split() == ["site-04", "0.9178", "0.9128", "-0.0050", "worst", "of", "both"]
+    assert lines[first + 1].startswith("site-09 ")
+    assert lines[first + 2] == "… and 48 more, none served worse by its own model"
+    long = drawn(story, 80).splitlines()
+    assert "… and 39 more, none served worse by its own model" in long, "the table of nodes has the others"
+
+
+def test_two_tables_share_what_room_there_is():
+    lines = drawn(finished(*SITES, personal=True, finetune=True), 120, 60).splitlines()
+    table = lines.index("personal models fine-tuned after round 10, on each node's own data")
+    words = lines.index("fine-tuned models bought +0.0143 val_acc on each node's own data")
+    assert words - table > 6, "some nodes are shown"
+    assert lines[words + 2] == "better with the global model: site-04, site-09, site-14 and 7 others"
+    assert lines[words + 4].split("'s")[0].strip() == "on everyone"
+    assert lines[-1] == "better alone on its own data: site-00, site-01"
+    low = drawn(finished(*NAMES, personal=True, finetune=True), 80, 26)
+    assert "\nfine-tuned models bought" in low
+    assert "\nfederating bought" in low
+
+
+def test_nodes_that_fine_tune_say_so():
+    story = finished(compare=False, personal=True)
+    story.state = dataclasses.replace(story.state, status="running", ended_at=None)
+    story.started(10, "alice", kind="finetune")
+    story.working(TaskKey(round=10, node="alice", kind="finetune"), step=10)
+    lines = drawn(story).splitlines()
+    assert lines[1].startswith("10 of 10 rounds, fine-tuning  ━")
+    assert re.search(r"alice  fine-tuning .* 25% ", lines[4])
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -397,6 +480,36 @@ def test_the_verdict_is_honest(mode, alone, federated, words):
     assert told(story) == words
 
 
+@pytest.mark.parametrize(
+    ("mode", "everyones", "own", "words"),
+    [
+        ("max", 0.4, 0.9, "personal models bought +0.5000 score on each node's own data"),
+        ("max", 0.9, 0.85, "personal models did not help: -0.0500 score on each node's own data"),
+        ("max", 0.9, 0.90001, "personal models made no difference to score on each node's own data"),
+        ("min", 0.9, 0.4, "personal models bought -0.5000 score (lower is better) on each node's own data"),
+        ("max", 0.9, math.nan, "no score to compare by"),
+    ],
+)
+def test_the_verdict_on_personal_models_is_honest(mode, everyones, own, words):
+    story = Story("alice", "bob", metric="score", mode=mode)
+    story.ready()
+    for name in story.nodes:
+        story.evaluated(0, name, everyones, personal=own)
+    assert personal_verdict(report(story.state, alive=False))[0].plain == words
+
+
+def test_the_verdict_names_the_worst_node_of_each_side_and_those_better_off_without():
+    story = Story("alice", "bob", mode="min", metric="val_loss")
+    story.ready()
+    story.evaluated(0, "alice", 1.5, personal=0.5)
+    story.evaluated(0, "bob", 0.7, personal=0.9)
+    assert [line.plain for line in personal_verdict(report(story.state, alive=False))] == [
+        "personal models bought -0.400 val_loss (lower is better) on each node's own data",
+        "worst node: alice 1.50 with the global model, bob 0.900 with its own",
+        "better with the global model: bob",
+    ]
+
+
 def test_every_kind_of_event_has_a_sentence():
     story = mid_round()
     story.lost("erin")
@@ -462,6 +575,31 @@ def test_the_lines_of_a_run():
         "02:30:14 alice has trained alone (600 examples, 11s)",
         "02:30:14 alice scored 2 models",
         "02:30:15 run finished in 15s: val_acc 0.9531",
+    ]
+
+
+def test_the_lines_of_personal_models():
+    story = Story("alice", rounds=1)
+    story.ready()
+    story.built()
+    story.opened(1)
+    story.trained(1, "alice", fresh=True)
+    story.aggregated(1)
+    story.evaluated(1, "alice", 0.9, personal=0.95)
+    story.started(1, "alice", kind="finetune")
+    story.failed(1, "alice", "no data", kind="finetune")
+    story.finetuned("alice", 0.93, 0.97)
+    assert not is_routine(story.events[-1]), "the table of nodes does not keep what it gained"
+    story.tell(RunFinished)
+    told = [line.partition(" ")[2] for line in lines_of(story)][5:]
+    assert told == [
+        "round 1: alice sent its update of 1.2 MB (600 examples, 11s); it began anew: what it had kept was gone",
+        "round 1 aggregated from 1 node in 2.3s",
+        "round 1: alice scored the model: val_acc 0.9000, personal 0.9500",
+        "alice started fine-tuning its own model",
+        "alice failed fine-tuning its own model (attempt 1): no data",
+        "alice fine-tuned its own model: val_acc 0.9700 (global 0.9300)",
+        "run finished in 10s: val_acc 0.9000, personal 0.9700",
     ]
 
 

@@ -11,27 +11,35 @@ import difflib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from keyword import iskeyword
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 from fedctl.errors import ConfigError
+from fedctl.share import Share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 RULES: Mapping[str, str] = {
     "fedprox": "fedctl.node.rules.fedprox:FedProx",
+    "scaffold": "fedctl.node.rules.scaffold:Scaffold",
+    "feddyn": "fedctl.node.rules.feddyn:FedDyn",
+    "ditto": "fedctl.node.rules.ditto:Ditto",
+    "phases": "fedctl.node.rules.phases:Phases",
+    "moon": "fedctl.node.rules.moon:Moon",
 }
 
 
 class Session(Protocol):
     """One node's training, as a rule runs it: what it begins with, and the way to train.
 
-    `lightning` is the user's Lightning. `start` is the model that the training starts from, whole; `memory` is what the
-    strategy sends beside it, and `kept` what this rule left here when this node's update last became part of a model
-    (each empty where there is none).
+    `lightning` is the user's Lightning, and `share` says which tensors the nodes have in common. `start` is the model
+    that the training starts from, whole; `memory` is what the strategy sends beside it, and `kept` what this rule left
+    here when this node's update last became part of a model (each empty where there is none). All are on the CPU.
     """
 
     lightning: Any
+    share: Share
     start: Mapping[str, Tensor]
     memory: Mapping[str, Tensor]
     kept: Mapping[str, Tensor]
@@ -92,6 +100,9 @@ def kind_of(name: str) -> type[Rule]:
 
 
 def build(local: Mapping[str, Any]) -> Rule:
-    """The rule that a task names, such as `{"name": "fedprox", "mu": 0.1}`, with options that were checked before."""
-    options = dict(local)
+    """The rule that a task names, such as `{"name": "fedprox", "mu": 0.1}`, with options that were checked before.
+
+    An option that is a word of Python's is a field with an underscore behind it: `lambda_`.
+    """
+    options = {f"{name}_" if iskeyword(name) else name: value for name, value in local.items()}
     return kind_of(options.pop("name"))(**options)

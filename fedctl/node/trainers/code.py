@@ -51,3 +51,8 @@ def bind(kind: Any, target: str, arguments: Mapping[str, Any], where: str) -> No
         inspect.signature(kind).bind(**arguments)
     except TypeError as error:
         raise ConfigError(f"{place(kind, target)} and task.{where} in fed.yaml do not fit: {error}") from None
+
+
+def seed_everything(flavour: Flavour, seed: int) -> None:
+    """Seed Python, NumPy and torch; `seed` is below 2**32."""
+    importlib.import_module(flavour).seed_everything(seed, verbose=False)

@@ -1,0 +1,49 @@
+"""A model in two parts: what the federation shares, and the rest, which stays with each node.
+
+The coordinator keeps the rest as the first model had it, and its own model is the shared part with that.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedctl.errors import ConfigError
+from fedctl.records import Blob
+from fedctl.share import Share
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def divide(whole: Path, share: Share, model: Path, rest: Path) -> tuple[Blob, Blob]:
+    """Write the shared part of the model in `whole` to `model`, and the rest to `rest`.
+
+    Raises ConfigError where a pattern matches no tensor, or nothing is shared.
+    """
+    from fedctl.weights import Weights, part, save
+
+    weights = Weights.open(whole)
+    names = list(weights)
+    if idle := share.idle(names):
+        raise ConfigError(f"share: no tensor of the model matches `{idle[0]}`", hint=f"there are {_some(names)}")
+    shared = [name for name in names if share.covers(name)]
+    if not shared:
+        raise ConfigError("share: no tensor of the model is left to share", hint=f"there are {_some(names)}")
+    kept = [name for name in names if not share.covers(name)]
+    return save(model, part(weights, shared)), save(rest, part(weights, kept))
+
+
+def united(model: Path, rest: Path) -> "Mapping[str, Tensor]":
+    """The tensors of both parts; those of `model` alone where there is no rest."""
+    from fedctl.weights import Lazy, Weights
+
+    shared = Weights.open(model)
+    if not rest.exists():
+        return shared
+    kept = Weights.open(rest)
+    return Lazy({**kept.spec, **shared.spec}, lambda name: (shared if name in shared else kept)[name])
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"

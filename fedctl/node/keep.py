@@ -1,0 +1,82 @@
+"""What a node keeps of one training for its next: files in that training's folder, which never travel.
+
+The coordinator names the training to go on with, so it does not matter how often one was begun, or whether an update
+came too late. Any of it may be gone: then the node begins anew, and says so.
+"""
+
+import io
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedctl.errors import ModelError
+from fedctl.node import rules
+from fedctl.node.agent import key_of, remove, write_whole
+from fedctl.records import Task, TaskKey
+from fedctl.weights import Weights, part
+from fedctl.weights import save as save_weights
+
+STATE, OPTIMIZERS = "state.safetensors", "optimizers.pt"
+_PRIVATE, _RULE = "private/", "rule/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What a training left: the tensors that no node shares, by the model's names, as far as they were trained here;
+    what the local rule wants again; and the states of what Lightning steps (None: they are to begin anew).
+    """
+
+    private: Mapping[str, Tensor] = field(default_factory=dict)
+    rule: Mapping[str, Tensor] = field(default_factory=dict)
+    optimizers: Mapping[str, Any] | None = None
+
+
+def is_asked(task: Task) -> bool:
+    """Whether a training of this task's kind leaves anything for the next."""
+    return bool(task.share) or not task.reset_optimizer or bool(task.local and rules.build(task.local).keeps)
+
+
+def save(folder: Path, kept: Kept) -> None:
+    """Leave it in the folder of its training, whole and for good."""
+    if kept.optimizers is not None:
+        buffer = io.BytesIO()
+        torch.save(dict(kept.optimizers), buffer)
+        write_whole(folder / OPTIMIZERS, buffer.getvalue())
+    named = [(_PRIVATE, kept.private), (_RULE, kept.rule)]
+    save_weights(folder / STATE, {prefix + name: one for prefix, many in named for name, one in many.items()})
+
+
+def load(run: Path, task: Task) -> Kept | None:
+    """What the training that the task names has left in the run's folder; None where that is gone or damaged."""
+    if task.kept is None:
+        return None
+    folder = run / task.kept.folder
+    try:
+        state = Weights.open(folder / STATE)
+        optimizers = None
+        if not task.reset_optimizer:
+            optimizers = torch.load(folder / OPTIMIZERS, map_location="cpu", weights_only=True)
+    except (OSError, ModelError, RuntimeError, EOFError, pickle.UnpicklingError):
+        return None
+    return Kept(private=_named(state, _PRIVATE), rule=_named(state, _RULE), optimizers=optimizers)
+
+
+def sweep(run: Path, task: Task) -> None:
+    """Remove what other trainings of the task's node have left: only what the newest one goes on with is wanted."""
+    spared = {key for key in (task.key, task.kept) if key}
+    for name in (STATE, OPTIMIZERS):
+        for path in run.glob(f"*/{name}"):
+            other = TaskKey.parse(key_of(path.parent.name))
+            if other.node == task.key.node and other not in spared:
+                remove(path)
+
+
+def _named(state: Weights, prefix: str) -> Mapping[str, Tensor]:
+    names = {name.removeprefix(prefix): name for name in state if name.startswith(prefix)}
+    found = part(state, names.values())
+    return {name: found[whole] for name, whole in names.items()}

@@ -1,0 +1,74 @@
+"""The parts of a model on a node: what came of the federation, what the node keeps, and the rest as it was at first."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedctl.codecs import build
+from fedctl.errors import ModelError
+from fedctl.node.agent import Blobs
+from fedctl.node.keep import Kept
+from fedctl.node.trainers.code import flavour_of, load, seed_everything
+from fedctl.records import REST, Task
+from fedctl.share import Share
+from fedctl.weights import Weights, save
+
+
+def share_of(task: Task) -> Share:
+    """Which tensors of the task's model travel."""
+    return Share.from_json(task.share) if task.share else Share()
+
+
+def is_rest_here(task: Task, blobs: Blobs) -> bool:
+    """Whether the rest of the task's model is on this machine: as it came, or built now of the user's code.
+
+    Where it cannot be built to the bit, that is noted, so that it is sent. Raises whatever the user's code raises.
+    """
+    blob = task.models.get(REST)
+    if blob is None or blobs.verify(blob.digest):
+        return True
+    built = blobs.path(blob.digest).with_suffix(f".{task.key.folder}")
+    try:
+        first, share = initial(task), share_of(task)
+        found = save(built, {name: tensor for name, tensor in first.items() if not share.covers(name)})
+        if found == blob:
+            built.replace(blobs.path(blob.digest))
+            return True
+    except ModelError:  # the code gives what no file can hold, and gave another model to the coordinator
+        pass
+    finally:
+        built.unlink(missing_ok=True)
+    blobs.want(blob.digest)
+    return False
+
+
+def initial(task: Task) -> Mapping[str, Tensor]:
+    """The first model, from the user's code and the seed."""
+    kind = load(task.model)
+    seed_everything(flavour_of(kind, "LightningModule", task.model), task.first_seed)
+    state: Mapping[str, Tensor] = kind(**task.model_args).state_dict()
+    return state
+
+
+def whole(task: Task, models: Mapping[str, Path], label: str, kept: Kept | None = None) -> dict[str, Tensor]:
+    """All tensors of the model of that label, with what the node has kept in place of what they were at first."""
+    rest = Weights.open(models[REST]) if REST in models else {}
+    shared = build(task.codec).decode(Weights.open(models[label]))
+    return {**rest, **(kept.private if kept else {}), **shared}
+
+
+def trained_here(state: Mapping[str, Tensor], models: Mapping[str, Path]) -> dict[str, Tensor]:
+    """Of a model's tensors those that stay and are not as they were at first."""
+    if REST not in models:
+        return {}
+    rest = Weights.open(models[REST])
+    return {name: state[name] for name in rest if not torch.equal(state[name].detach().cpu(), rest[name])}
+
+
+def shared(state: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
+    """Of a model's tensors those that travel, as they travel."""
+    share = share_of(task)
+    return dict(build(task.codec).encode({name: tensor for name, tensor in state.items() if share.covers(name)}))

@@ -1,0 +1,125 @@
+"""`scaffold`: the mean of the updates, and of how each node's gradients differ from everyone's.
+
+Karimireddy, Kale, Mohri, Reddi, Stich, Suresh: SCAFFOLD: Stochastic Controlled Averaging for Federated Learning, ICML
+2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+from fedctl.errors import ModelError
+from fedctl.federation import Named
+from fedctl.strategies import Contribution, Outcome
+from fedctl.strategies.options import STATISTICS, check_above_zero
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaffold:
+    """x' = x + lr mean(x_i - x); c' = c + sum(d_i) / N, with c = 0 at first.
+
+    d_i is how far node i's control c_i moved, which its local rule sends: `option` 1 or 2 says how that rule finds c_i.
+    N is `nodes`, all that there are, but no fewer than there are in this round, so that c is the mean of all c_i. All
+    nodes count alike, as in the paper; with `by_examples` the mean of x is weighted as that of `fedavg`, and c still is
+    not.
+
+    Tensors that match a pattern of `buffers` (statistics: a variance could come out below zero) have `lr` 1; integers
+    and booleans take the largest value of any node. A node that sends no control of a tensor did not move its own. With
+    `lr` 1 the outcome of one update is that update, to the bit. The memory is c, by the names of the model's tensors
+    and in their types; it goes to the nodes.
+    """
+
+    lr: float = 1.0
+    option: int = 2
+    by_examples: bool = False
+    nodes: int | None = None
+    buffers: tuple[str, ...] = STATISTICS
+    controls: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_above_zero(lr=self.lr)
+        if self.option not in (1, 2):
+            raise ValueError(f"option should be 1 or 2, not {self.option}")
+        if self.nodes is not None:
+            check_above_zero(nodes=self.nodes)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether examples count."""
+        return self.by_examples
+
+    @property
+    def rule_at_nodes(self) -> Named:
+        """The rule that makes the controls."""
+        return Named(name="scaffold", options={"option": self.option})
+
+    def aggregate(
+        self, model: Mapping[str, Tensor], updates: Sequence[Contribution], memory: Mapping[str, Tensor]
+    ) -> Outcome:
+        """As `Strategy.aggregate`.
+
+        Raises ModelError where there are no controls at all, and for an empty `model` unless `lr` is 1.
+        """
+        from fedctl.strategies.elementwise import (
+            combined,
+            each,
+            in_name_order,
+            is_averaged,
+            length,
+            mean,
+            remembered,
+            require_start,
+            scaled,
+            values_of,
+            wide,
+        )
+        from fedctl.weights import Lazy, spec_of
+
+        ordered = in_name_order(updates)
+        spec = spec_of(ordered[0].weights)
+        sent = {name for update in ordered for name in update.controls}
+        controlled = {
+            name: tensor for name, tensor in spec.items() if name in sent or (name in memory and is_averaged(tensor))
+        }
+        if not controlled:
+            raise ModelError(
+                "scaffold needs the controls that its local rule sends beside each update, and there are none",
+                hint="it works over the updates of runs with `strategy: scaffold`",
+            )
+
+        def is_buffer(name: str) -> bool:
+            return any(fnmatchcase(name, pattern) for pattern in self.buffers)
+
+        average = partial(mean, weights=scaled([update.weight if self.by_examples else 1.0 for update in ordered]))
+        averaged = each(average, ordered)
+
+        def further(chunks: Sequence[Tensor]) -> Tensor:
+            end = average(chunks[1:])
+            return end.add_(end - chunks[0].to(end.dtype), alpha=self.lr - 1)
+
+        def added(chunks: Sequence[Tensor]) -> Tensor:
+            total = chunks[0].to(wide(chunks[0].dtype), copy=True)
+            for chunk in chunks[1:]:
+                total.add_(chunk.to(total.dtype), alpha=share)
+            return total
+
+        def control(name: str) -> Tensor:
+            rows = [values_of(update.controls, name) for update in ordered if name in update.controls]
+            return combined(added, [remembered(memory, name, length(spec[name])), *rows], spec[name])
+
+        share = 1 / max(self.nodes or 0, len(ordered))
+        moved = averaged
+        if self.lr != 1:
+            require_start("scaffold", model)
+            moved = each(further, ordered, start=model)
+        return Outcome(
+            model=Lazy(spec, lambda name: (averaged if is_buffer(name) else moved)[name]),
+            memory=Lazy(controlled, control),
+        )

@@ -1,0 +1,65 @@
+"""The algorithm of a fed.yaml as a whole: what a strategy is told of the federation, and what it cannot do without."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fedctl.errors import ConfigError
+from fedctl.federation import Federation, Named, Node, Schedule, TaskSpec
+from fedctl.operations.algorithm import build_algorithm, strategy_of, told_of_nodes
+
+FEDERATION = Federation(
+    name="f",
+    folder=Path(),
+    task=TaskSpec(model="model.py:Net", data="data.py:Data"),
+    nodes=tuple(Node(name=f"n{number}") for number in range(10)),
+)
+
+
+def with_strategy(name: str, schedule: Schedule, **options: object) -> Federation:
+    return replace(FEDERATION, strategy=Named(name=name, options=options), schedule=schedule)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "least"),
+    [
+        ("fedavg", {}, 1),
+        ("median", {}, 1),
+        ("median", {"hostile": 2}, 5),
+        ("trimmed-mean", {}, 3),
+        ("geometric-median", {"hostile": 1}, 3),
+        ("krum", {}, 5),
+        ("multi-krum", {"keep": 6}, 7),
+        ("bulyan", {}, 7),
+        ("norm-clip", {"rule": {"name": "krum", "hostile": 2}}, 7),
+    ],
+)
+def test_a_round_may_not_close_with_fewer_updates_than_the_strategy_needs(name, options, least):
+    build_algorithm(with_strategy(name, Schedule(quorum=least), **options))
+    if least > 1:
+        with pytest.raises(ConfigError) as error:
+            build_algorithm(with_strategy(name, Schedule(quorum=least - 1), **options))
+        assert str(error.value) == f"strategy: {name} needs {least} updates, and a round may close with {least - 1}"
+        assert error.value.hint == f"give `schedule: {{quorum: {least}}}`, or lower its option `hostile`"
+
+
+def test_a_quorum_cannot_mend_a_cohort_that_is_too_small():
+    with pytest.raises(ConfigError, match="krum needs 5 updates, and a round may close with 4") as error:
+        build_algorithm(with_strategy("krum", Schedule(cohort=4, quorum=1.0)))
+    assert error.value.hint == "have a round ask 5 nodes or more, or lower its option `hostile`"
+
+
+@pytest.mark.parametrize("name", ["scaffold", "feddyn"])
+def test_a_strategy_that_asks_is_told_how_many_nodes_there_are(name):
+    found = build_algorithm(with_strategy(name, Schedule(cohort=0.3)))
+    assert found.strategy.nodes == 10
+    assert build_algorithm(with_strategy(name, Schedule(), nodes=40)).strategy.nodes == 40
+    assert told_of_nodes(Named(name="fedavg"), FEDERATION) == Named(name="fedavg")
+
+
+def test_a_local_rule_brings_the_strategy_that_it_is_half_of():
+    local = Named(name="feddyn", options={"alpha": 0.3})
+    found = strategy_of(replace(FEDERATION, local=local))
+    assert found == Named(name="feddyn", options={"alpha": 0.3, "nodes": 10})
+    assert strategy_of(replace(FEDERATION, local=Named(name="fedprox"))) == Named(name="fedavg")
