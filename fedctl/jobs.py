@@ -131,7 +131,7 @@ def perform(
                 retryable=done.result.retryable,
                 detail=done.result.detail,
             )
-        _check_steps(done.result, task.trainer, is_needed=needs_steps and key.kind == "train")
+        _check_steps(done.result, task, is_needed=needs_steps and key.kind == "train")
         return _answer(action, done, federation, host, run, clock, controls=controls and key.kind == "train")
     except (ConnectionLost, Declined, HostKeyError, LoginError) as error:
         if key.kind == "initialize":
@@ -231,11 +231,13 @@ def _check_examples(result: Result, most: int | None) -> None:
         raise ModelError(f"it claims {claimed:,} examples, and `limits.examples` allows {most:,}")
 
 
-def _check_steps(result: Result, trainer: Mapping[str, Any], *, is_needed: bool) -> None:
+def _check_steps(result: Result, task: Task, *, is_needed: bool) -> None:
     """Refuse a result that claims more optimizer steps than its task can have, or none; raises ModelError."""
     if is_needed and not result.steps:
         raise ModelError("it tells of no optimizer step, and the strategy counts them: use Lightning's own optimizers")
-    epochs, steps = (trainer.get(name) or -1 for name in ("max_epochs", "max_steps"))
+    epochs, steps = (task.trainer.get(name) or -1 for name in ("max_epochs", "max_steps"))
+    if phases := task.local.get("phases"):
+        epochs, steps = sum(phase["epochs"] for phase in phases), -1
     most = [*([epochs * result.examples] if epochs > 0 else []), *([steps] if steps > 0 else [])]
     if most and result.steps > MOST_OPTIMIZERS * min(most):
         raise ModelError(f"it claims {result.steps:,} steps, and its task can have {MOST_OPTIMIZERS * min(most):,}")

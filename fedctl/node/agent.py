@@ -914,7 +914,7 @@ def key_of(folder: str) -> str:
 
 def failed(key: str, reason: str, detail: str = "", *, retryable: bool) -> Header:
     """The result of a task that came to nothing."""
-    nothing = {"examples": 0, "metrics": {}, "scores": {}, "update": None, "steps": 0, "partial": False}
+    nothing = {"examples": 0, "metrics": {}, "scores": {}, "update": None, "steps": 0, "partial": False, "fresh": False}
     nothing.update({"seconds": 0.0, "accelerator": "", "ask_again_s": None})
     return {"key": key, **nothing, "error": reason, "detail": detail, "retryable": retryable}
 

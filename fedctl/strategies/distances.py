@@ -1,9 +1,11 @@
 """How far updates lie from each other, and from a point: over all floating values, in double precision.
 
 Always by differences: norms and products of whole models would cancel where updates are close together, which is what
-updates are. Reads block by block, so that memory does not grow with the number of updates.
+updates are, and take torch as long where rows are few. Reads block by block, so that memory does not grow with the
+number of updates.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,10 +18,24 @@ from fedctl.strategies import Contribution
 from fedctl.strategies.elementwise import CHUNK, Rule, Values, is_averaged, length, over_chunks, values_of
 from fedctl.weights import spec_of
 
-_MOST = 1 << 18  # values of all updates that are in memory at once
-_LONGEST = 1 << 14  # of one update: what is compared stays in the cache
+_MOST = 1 << 17  # values of all updates that one thread has in memory at once
+_LONGEST = 1 << 13  # of one update: what is compared stays in the cache
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class _Table(threading.local):
+    """A thread's own table of doubles, made once: fresh memory for every block would cost more than the arithmetic."""
+
+    def __init__(self, values: int) -> None:
+        self._values = torch.empty(values, dtype=torch.float64)
+
+    def filled(self, chunks: Sequence[Tensor]) -> Tensor:
+        """The chunks as its rows, to be used before it is filled again."""
+        table = self._values[: len(chunks) * len(chunks[0])].view(len(chunks), -1)
+        for row, chunk in zip(table, chunks, strict=True):
+            row.copy_(chunk)
+        return table
 
 
 def require(name: str, updates: Sequence[Contribution], *, hostile: int, least: int) -> None:
@@ -36,12 +52,12 @@ def squared_distances(updates: Sequence[Contribution]) -> Matrix:
     """The squared distance between any two of the updates, as a symmetric matrix."""
     count, spec = len(updates), spec_of(updates[0].weights)
     chunk = max(1, min(_LONGEST, _MOST // count))
-    pairs = torch.zeros(count * (count - 1) // 2, dtype=torch.float64)
+    pairs, table = torch.zeros(count * (count - 1) // 2, dtype=torch.float64), _Table(count * chunk)
     for name in sorted(name for name, tensor in spec.items() if is_averaged(tensor)):
         rows = [values_of(update.weights, name) for update in updates]
 
         def squares(part: slice, rows: Sequence[Values] = rows) -> Tensor:
-            return torch.pdist(torch.stack([row[part].double() for row in rows])).square_()
+            return torch.pdist(table.filled([row[part] for row in rows])).square_()
 
         for found in over_chunks(squares, length(spec[name]), chunk):
             pairs += found
