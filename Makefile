@@ -8,7 +8,7 @@ FLOWER := $(VENV)/flower/.installed
 
 SSHD := PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null
 
-.PHONY: demo test check bench chaos format clean sshd
+.PHONY: demo test check bench claims chaos format clean sshd
 
 demo: $(STAMP)
 	rm -rf demo
@@ -30,6 +30,9 @@ check: $(STAMP)
 
 bench: $(STAMP) $(FLOWER) sshd
 	$(BIN)/python -m tests.bench
+
+claims: $(STAMP)
+	$(BIN)/python -m pytest -m slow tests/claims
 
 chaos: $(STAMP) sshd
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)

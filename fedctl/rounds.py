@@ -50,6 +50,8 @@ def close_round(
         steps={name: update.steps for name, update in state.open.updates.items()},
         losses=losses_of(state, number - 1),
     )
+    if closed.memory is None:
+        run.memory(number).unlink(missing_ok=True)  # of a coordinator that died here, and another strategy's
     run.sync(run.round_model(number))
     publish(run, number, model_args)
     sent = closed.memory if uses_controls(strategy) else None

@@ -8,6 +8,7 @@ would not be safe (another platform, threads in the parent) its children are fre
 import contextlib
 import fcntl
 import functools
+import gc
 import importlib
 import json
 import os
@@ -50,6 +51,8 @@ def main(path: str, lock: int) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for module in spec["preload"]:
         importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # what was imported stays: the children need not look through it, nor copy its pages for that
     pool.serve()
 
 
@@ -178,6 +181,7 @@ def child_main(folder: str, slots: int, descriptor: int) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for name in names:
             perform(Path(folder) / name.strip(), threads=threads)
+            gc.collect()  # a Trainer and its model hold each other: models of past tasks would stay for long
             try:
                 line.sendall(b".")
             except OSError:

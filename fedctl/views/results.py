@@ -108,16 +108,19 @@ def _environments(plan: "DryRun") -> Iterator[str]:
 
 def launched(state: RunState, *, was_live: bool, as_json: bool) -> None:
     """What came of a run; a live dashboard has shown it already."""
+    found = report(state, alive=False)
     if as_json:
-        show_json(report(state, alive=False).to_json())
+        show_json(found.to_json())
         return
     if not was_live:
         show_summary(state if state.status != "failed" else dataclasses.replace(state, reason=None))
     if state.status == "finished":
         note(f"the model is runs/{state.run}/model.ckpt, and model.safetensors beside it")
+        if state.rest and found.personal:
+            note("in it, what nodes keep to themselves is as it was at first: it scores as for a node that is new")
     elif state.status == "held":
         note(f"`fedctl aggregate {state.run}` shows what the held round would give")
-    metrics = report(state, alive=False).metrics
+    metrics = found.metrics
     if metrics and state.metric not in metrics:
         note(f"your model logs {', '.join(sorted(metrics))} and no {state.metric}: mend `monitor: {{metric: ...}}`")
     if state.status == "finished":

@@ -6,6 +6,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -16,6 +18,40 @@ def test_hospitals(make_place):
     assert status["state"] == "finished"
     assert status["metrics"]["val_acc"] > 0.7
     assert {node["name"] for node in status["nodes"]} == {"cleveland", "hungary", "switzerland", "va-long-beach"}
+
+
+def test_wearables(make_place):
+    """The common model learns, and the watches' own models are better on what their people do."""
+    place = make_place("wearables")
+    place.fedctl("launch", "--run", "r", "--set", "rounds=6")
+    status = place.json("status", "r")
+    assert status["state"] == "finished"
+    assert len(status["nodes"]) == 10
+    assert status["metrics"]["val_acc"] > 0.7
+    scored = [event for event in place.events("r") if event["event"] == "ModelEvaluated"]
+    tuned = [event["scores"] for event in scored if event["task"].endswith("/f1")]
+    assert len(tuned) == 10
+    common, own = (
+        sum(scores[label]["examples"] * scores[label]["metrics"]["val_acc"] for scores in tuned) / 1420
+        for label in ("global", "personal")
+    )
+    assert own > common + 0.02
+
+
+def test_lora(make_place):
+    """Two archives and few passages: only adapters and head travel, and they learn."""
+    place = make_place("lora")
+    place.edit("fed.yaml", "  - {name: dallas, host: local, data: {archive: 2}}\n", "")
+    place.edit("fed.yaml", "  - {name: seattle, host: local, data: {archive: 3}}\n", "")
+    place.fedctl("launch", "--run", "r", "--set", "rounds=2", "--set", "task.data_args.passages=3")
+    status = place.json("status", "r")
+    assert status["state"] == "finished"
+    assert status["metrics"]["val_acc"] > 0.4
+    model = load_file(place.folder / "runs/r/model.safetensors")
+    assert sum(tensor.numel() for tensor in model.values()) > 22_000_000
+    sent = [event["update"]["size"] for event in place.events("r") if event.get("update")]
+    assert len(sent) == 4
+    assert max(sent) < 400_000
 
 
 def test_a_held_run_with_the_other_lightning(make_place):

@@ -403,8 +403,11 @@ NAME = "should be at most 64 letters, digits, dots, `_` or `-`, beginning with a
         ("codec: int8", 'codec: should be none, not "int8"'),
         ("codec: null", "codec: should be none, not empty"),
         ("privacy: {noise: 1}", "privacy: should be none, not a mapping"),
-        ("share: {except: ['head.*']}", "share/except: keeping tensors on the nodes is not available in this version"),
-        ("share: {except: head}", 'share/except: should be a list, not "head"'),
+        ("share: {except: 3}", "share/except: should be a pattern of names of tensors, or a list of them, not 3"),
+        ("share: {only: [a, 3]}", "share/only: should be a pattern of names of tensors, or a list of them, not a list"),
+        ("share: {only: [a], except: [b]}", "share: should have `only` or `except`, not both"),
+        ("finetune: {epochs: 0}", "finetune/epochs: should be at least 1, not 0"),
+        ("finetune: 3", "finetune: should be a mapping, not 3"),
         ("share: []", "share: should be a mapping, not a list"),
         ("schedule:", "schedule: should be a mapping, not empty"),
         ("schedule: {cohort: 0}", f"schedule/cohort: {SHARE} 0"),
@@ -911,6 +914,12 @@ def test_overrides_that_are_malformed(assert_error, override):
     assert_error(TWO, f"--set {override}: should be a path, `=` and a value", override, kind=UsageError)
 
 
+def test_models_trained_alone_are_not_sent_about_where_parts_of_them_stay_at_home(read, assert_error):
+    text = "fed.yaml:8: compare: would send what nodes train alone to all others, and `share` keeps parts of it at home"
+    assert_error(with_top("share: {except: [a]}\ncompare: true"), text)
+    assert read(with_top("share: {except: []}\ncompare: true")).compare
+
+
 def test_an_override_mends_what_the_file_has_wrong(read):
     assert read(with_top("rounds: on"), "rounds=3").rounds == 3
 
@@ -922,7 +931,20 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCALARS, inner, max_size=3), max_leaves=8
 )
-KEYS = ["name", "seed", "rounds", "task", "strategy", "schedule", "share", "codec", "compare", "defaults", "nodes"]
+KEYS = [
+    "name",
+    "seed",
+    "rounds",
+    "task",
+    "strategy",
+    "schedule",
+    "share",
+    "finetune",
+    "local",
+    "codec",
+    "compare",
+    "nodes",
+]
 
 
 def never_crashes(read, text, *overrides):
@@ -1007,7 +1029,7 @@ def test_the_errors_on_the_page_are_real(read):
         (with_top("strategy: {lr: 1}"),),
         (with_top("local: {mu: 1}"),),
         (with_nodes(*(f"name: n{i}" for i in range(4))) + "\nschedule: {quorum: 5}",),
-        (with_top("share: {except: [a]}"),),
+        (with_top("share: {only: [a], except: [b]}"),),
         (with_nodes("{name: a, when: {hours: evening}}"),),
         (with_top("limits: {norm: 0}"),),
         (with_nodes("name: alice", "name: bob", "name: alice"),),
