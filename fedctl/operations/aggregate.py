@@ -18,7 +18,7 @@ from fedctl.records import Blob
 from fedctl.rounds import close_round, losses_of
 from fedctl.rundir import RunDir, find, is_there
 from fedctl.state import RunState, fold
-from fedctl.strategies import build
+from fedctl.strategies import build, rule_of
 from fedctl.takeup import damaged
 from fedctl.topology import parse_value
 
@@ -125,8 +125,14 @@ def _commit(request: Request, run: RunDir) -> Committed:
     if request.weights or request.output or request.round:
         raise UsageError("--commit takes the held round as it is", hint="leave out --weights, --round and -o")
     federation = configured(run)
-    strategy = told_of_nodes(_strategy(request, strategy_of(federation)), federation)
+    own = strategy_of(federation)
+    strategy = told_of_nodes(_strategy(request, own), federation)
     rule = build(strategy, folder=federation.folder)
+    if rule_of(rule) != rule_of(build(own, folder=federation.folder)):
+        raise UsageError(
+            f"nodes of this run keep what belongs to its own {own.name}: nothing else may close its rounds",
+            hint=f"`fedctl aggregate {run.name} --strategy {strategy.name}` shows what it would give",
+        )
     with run.lock() as lease, Journal(run.journal, lease.check) as journal:
         state = require_held(run)
         if lost := damaged(run, state):

@@ -6,6 +6,7 @@ Karimireddy, Kale, Mohri, Reddi, Stich, Suresh: SCAFFOLD: Stochastic Controlled 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaffold:
-    """x' = x + lr mean(x_i - x); c' = c + sum(d_i) / N, with c = 0 at first.
+    """x' = x + lr mean(x_i - x); c' = c + m/N mean(d_i), with c = 0 at first, over m updates.
 
     d_i is how far node i's control c_i moved, which its local rule sends: `option` 1 or 2 says how that rule finds c_i.
     N is `nodes`, all that there are, but no fewer than there are in this round, so that c is the mean of all c_i. All
-    nodes count alike, as in the paper; with `by_examples` the mean of x is weighted as that of `fedavg`, and c still is
-    not.
+    nodes count alike, as in the paper; with `by_examples` both means are weighted as that of `fedavg`, so that what is
+    added to the nodes' gradients still cancels out in the mean.
 
     Tensors that match a pattern of `buffers` (statistics: a variance could come out below zero) have `lr` 1; integers
     and booleans take the largest value of any node. A node that sends no control of a tensor did not move its own. With
@@ -97,24 +98,28 @@ class Scaffold:
         def is_buffer(name: str) -> bool:
             return any(fnmatchcase(name, pattern) for pattern in self.buffers)
 
-        average = partial(mean, weights=scaled([update.weight if self.by_examples else 1.0 for update in ordered]))
+        weights = scaled([update.weight if self.by_examples else 1.0 for update in ordered])
+        average = partial(mean, weights=weights)
         averaged = each(average, ordered)
 
         def further(chunks: Sequence[Tensor]) -> Tensor:
             end = average(chunks[1:])
             return end.add_(end - chunks[0].to(end.dtype), alpha=self.lr - 1)
 
-        def added(chunks: Sequence[Tensor]) -> Tensor:
+        def added(chunks: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
             total = chunks[0].to(wide(chunks[0].dtype), copy=True)
-            for chunk in chunks[1:]:
+            for chunk, share in zip(chunks[1:], shares, strict=True):
                 total.add_(chunk.to(total.dtype), alpha=share)
             return total
 
         def control(name: str) -> Tensor:
-            rows = [values_of(update.controls, name) for update in ordered if name in update.controls]
-            return combined(added, [remembered(memory, name, length(spec[name])), *rows], spec[name])
+            senders = [number for number, update in enumerate(ordered) if name in update.controls]
+            rows = [values_of(ordered[number].controls, name) for number in senders]
+            rule = partial(added, shares=[shares[number] for number in senders])
+            return combined(rule, [remembered(memory, name, length(spec[name])), *rows], spec[name])
 
-        share = 1 / max(self.nodes or 0, len(ordered))
+        here = len(ordered) / max(self.nodes or 0, len(ordered))
+        shares = [here * weight / math.fsum(weights) for weight in weights]
         moved = averaged
         if self.lr != 1:
             require_start("scaffold", model)

@@ -243,3 +243,12 @@ def test_a_run_that_dies_goes_on_with_what_its_nodes_kept(place, name):
         assert calm
         assert same(calm, died)
     assert not any(event["fresh"] for event in of_kind(place, run, "UpdateReceived").values())
+
+
+def test_a_round_of_nodes_that_keep_something_for_a_strategy_is_closed_by_that_strategy_alone(place):
+    place.fedctl("launch", "--run", "committed", "--hold", "--set", "strategy={name: feddyn, alpha: 0.5}")
+    for other in (["--strategy", "fedavg"], ["--option", "alpha=0.1"]):
+        refused = place.fedctl("aggregate", "committed", "--commit", *other, code=2)
+        assert "nothing else may close its rounds" in refused.stderr
+    place.fedctl("aggregate", "committed", "--strategy", "fedavg")
+    place.fedctl("aggregate", "committed", "--commit")
