@@ -67,10 +67,11 @@ def task_of(federation: Federation, action: Perform) -> Task:
         "share": {} if federation.share.is_whole else federation.share.to_json(),
         "first_seed": seed_of(federation.seed, TaskKey(round=0, node=COORDINATOR, kind="initialize")),
     }
+    local = {"name": federation.local.name, **federation.local.options} if federation.local else {}
     if key.kind == "initialize":
         arguments = {node.name: {**spec.data_args, **node.data} for node in federation.nodes}
-        return Task(**common, data_args=arguments, trainer={}, threads=1)
-    node, rule = federation.node(key.node), federation.local
+        return Task(**common, data_args=arguments, trainer={}, threads=1, local=local)
+    node = federation.node(key.node)
     trainer = {**spec.trainer, "accelerator": node.accelerator, "devices": node.devices}
     for limit in ("max_epochs", "max_steps"):
         if isinstance(trainer.get(limit), int) and trainer[limit] > 0:
@@ -85,7 +86,7 @@ def task_of(federation: Federation, action: Perform) -> Task:
         seconds=action.seconds,
         partial=federation.schedule.partial and key.kind in ("train", "alone"),
         when=node.when.to_json() if node.when else {},
-        local={"name": rule.name, **rule.options} if rule and key.kind in ("train", "evaluate", "finetune") else {},
+        local=local if key.kind in ("train", "evaluate", "finetune") else {},
         reset_optimizer=spec.reset_optimizer or key.kind != "train",
         kept=action.kept,
     )
@@ -253,6 +254,7 @@ def _hint(error: str, folder: Path) -> str:
         "task.data_args": "`task: {data_args: {...}}` and each node's `data:` are the arguments of the data module",
         "no train_dataloader": "a LightningDataModule needs train_dataloader(), and val_dataloader() to be scored",
         "task.callbacks": "`args` beside the `class` of a callback are the arguments of its __init__",
+        "local/": "`local` in fed.yaml names parts of the model as its named_parameters() and named_modules() do",
         "is no Lightning": "`task.model` names a LightningModule and `task.data` a LightningDataModule",
     }
     return next(

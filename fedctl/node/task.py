@@ -130,7 +130,7 @@ def users_part(error: BaseException) -> str:
 def explain(error: BaseException) -> str:
     """One line: where in the user's code it happened, and what."""
     if isinstance(error, ConfigError):
-        return error.message
+        return f"{error.message}; {error.hint}" if error.hint else error.message
     project = sys.path[0]
     text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -252,3 +252,17 @@ def test_a_round_of_nodes_that_keep_something_for_a_strategy_is_closed_by_that_s
         assert "nothing else may close its rounds" in refused.stderr
     place.fedctl("aggregate", "committed", "--strategy", "fedavg")
     place.fedctl("aggregate", "committed", "--commit")
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ('{phases: [{train: ["haed.*"], epochs: 1}]}', "no parameter that is trained matches 'haed.*'"),
+        ("{name: moon, features: bdoy}", "the model has no submodule 'bdoy'"),
+    ],
+)
+def test_parts_that_the_model_does_not_have_are_refused_before_anything_is_trained(place, rule, said):
+    refused = place.fedctl("launch", "--run", "parts", "--set", f"local={rule}", code=3)
+    assert said in refused.stderr
+    assert "body" in refused.stderr, "what there is instead"
+    assert not (place.folder / "runs/parts").exists()

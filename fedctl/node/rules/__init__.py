@@ -76,7 +76,8 @@ class Local:
 class Rule(Protocol):
     """A local rule. `keeps` says whether it leaves something on the node for its next training there.
 
-    `is_personal` says that what it keeps is a whole model of the node's own, to be scored beside the global one.
+    `is_personal` says that what it keeps is a whole model of the node's own, to be scored beside the global one. A rule
+    that names parts of the model has a method `check(module)`, which raises ConfigError where they are not there.
     """
 
     keeps: ClassVar[bool]
@@ -97,6 +98,12 @@ def kind_of(name: str) -> type[Rule]:
         )
     module, _, member = RULES[name].partition(":")
     return cast("type[Rule]", getattr(importlib.import_module(module), member))
+
+
+def check(rule: Rule, module: Any) -> None:
+    """Raises ConfigError where the rule names parts that the user's module does not have."""
+    if look := getattr(rule, "check", None):
+        look(module)
 
 
 def build(local: Mapping[str, Any]) -> Rule:

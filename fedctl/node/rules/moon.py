@@ -50,6 +50,10 @@ class Moon:
         own = {f"{self.features}.{name}": each for name, each in _part(module, self.features).state_dict().items()}
         return Local(module=module, kept=kept(own, like=session.start))
 
+    def check(self, module: Any) -> None:
+        """Raises ConfigError where the module has no submodule `features`, or nothing to train in it."""
+        _part(module, self.features)
+
     def _callback(self, session: Session) -> Any:
         import torch
         from torch.nn.functional import cosine_similarity, cross_entropy

@@ -45,18 +45,23 @@ class Phases:
         epochs = sum(phase["epochs"] for phase in self.phases)
         return Local(module=session.fit(self._callback(session.lightning), epochs=epochs))
 
+    def check(self, module: Any) -> None:
+        """Raises ConfigError for a pattern that matches no parameter that is trained, or a phase that trains none."""
+        trainable = {name for name, each in module.named_parameters() if each.requires_grad}
+        for phase in self.phases:
+            _check(phase, trainable)
+
     def _callback(self, lightning: Any) -> Any:
         begins = accumulate((phase["epochs"] for phase in self.phases), initial=0)
-        phase_at = dict(zip(begins, self.phases, strict=False))
+        phase_at, check = dict(zip(begins, self.phases, strict=False)), self.check
 
         class Phasing(lightning.Callback):  # type: ignore[misc]
             def __init__(self) -> None:
                 self.trainable: dict[str, Tensor] = {}
 
             def on_train_start(self, _trainer: Any, module: Any) -> None:
+                check(module)
                 self.trainable = {name: each for name, each in module.named_parameters() if each.requires_grad}
-                for phase in phase_at.values():
-                    _check(phase, self.trainable)
 
             def on_train_epoch_start(self, trainer: Any, _module: Any) -> None:
                 if phase := phase_at.get(trainer.current_epoch):

@@ -58,7 +58,10 @@ def _initialize(task: Task, folder: Path) -> Result:
         bind(data_class, task.data, arguments, f"data_args, or the data of node {node},")
     for kind, each in callback_classes(task, flavour):
         bind(kind, each["class"], each["args"], "callbacks")
-    return Result(key=task.key, update=save(folder / "update.safetensors", initial(task)))
+    model = initial(task)
+    if task.local:
+        rules.check(rules.build(task.local), model)
+    return Result(key=task.key, update=save(folder / "update.safetensors", model.state_dict()))
 
 
 def _train(task: Task, models: Mapping[str, Path], folder: Path, report: Report, window: Window) -> Result:

@@ -32,7 +32,7 @@ def is_rest_here(task: Task, blobs: Blobs) -> bool:
         return True
     built = blobs.path(blob.digest).with_suffix(f".{task.key.folder}")
     try:
-        first, share = initial(task), share_of(task)
+        first, share = initial(task).state_dict(), share_of(task)
         found = save(built, {name: tensor for name, tensor in first.items() if not share.covers(name)})
         if found == blob:
             built.replace(blobs.path(blob.digest))
@@ -45,12 +45,11 @@ def is_rest_here(task: Task, blobs: Blobs) -> bool:
     return False
 
 
-def initial(task: Task) -> Mapping[str, Tensor]:
-    """The first model, from the user's code and the seed."""
+def initial(task: Task) -> Any:
+    """The user's module as the seed builds it first."""
     kind = load(task.model)
     seed_everything(flavour_of(kind, "LightningModule", task.model), task.first_seed)
-    state: Mapping[str, Tensor] = kind(**task.model_args).state_dict()
-    return state
+    return kind(**task.model_args)
 
 
 def whole(task: Task, models: Mapping[str, Path], label: str, kept: Kept | None = None) -> dict[str, Tensor]:
