@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from fedctl.errors import FedctlError, ModelError, UsageError
@@ -19,11 +18,13 @@ from fedctl.federation import Named
 from fedctl.records import Blob
 from fedctl.soundness import check_controls, check_finite, check_spec, check_update
 from fedctl.strategies import Contribution, Strategy, build, uses_controls
-from fedctl.strategies.elementwise import CHUNK, in_a_row, is_averaged
+from fedctl.strategies.elementwise import CHUNK, in_a_row, is_averaged, norm, scaled
 from fedctl.weights import (
     Lazy,
     Weights,
     digest,
+    joined,
+    part,
     read_file,
     read_hyper_parameters,
     save,
@@ -40,7 +41,8 @@ _LARGE = 1 << 20
 class Contributor:
     """One file of an aggregate: `share` of the weight, and how far it lies from the result.
 
-    `distance` is the norm of file - result over the norm of result, of all floating values; None where the result is 0.
+    `distance` is the norm of file - result over the norm of result, of all floating values; None where the result is 0,
+    or so small that their ratio is beyond a double.
     """
 
     name: str
@@ -78,6 +80,7 @@ def aggregate_files(
     memory: Path | None = None,
     steps: Sequence[int] | None = None,
     losses: Sequence[float | None] | None = None,
+    rest: Path | None = None,
     force: bool = False,
 ) -> AggregateReport:
     """Aggregate .safetensors, .ckpt, .pt or .pth files into `output`, a .safetensors or a .ckpt that Lightning loads.
@@ -85,7 +88,8 @@ def aggregate_files(
     Every file counts alike unless `weights` has a number for each. `model` is the one that the files were trained from,
     for the strategies that move it, and `memory` what the strategy kept of an earlier round; `steps` and `losses` are
     each file's, as `Contribution` takes them. Controls beside the weights of a file go to a strategy that uses them,
-    and else are left out. A .ckpt takes its hyper-parameters from the first file.
+    and else are left out. What is in `rest` goes into `output` beside the result. A .ckpt takes its hyper-parameters
+    from the first file.
 
     Raises UsageError for a file that is missing, an `output` that exists (unless `force`) or has another suffix, and
     weights that are no weights; ConfigError for the strategy; ModelError, naming files and tensor, for content.
@@ -104,6 +108,7 @@ def aggregate_files(
     if model:
         check_update(start, first, what=str(model), against=str(files[0]))
 
+    shares = scaled(counted)
     told = zip(files, counted, halves, steps or [0] * len(files), losses or [None] * len(files), strict=True)
     updates = [
         Contribution(
@@ -118,12 +123,15 @@ def aggregate_files(
     ]
     kept = Weights.open(memory) if memory else {}
     result = _checked(rule.aggregate(start, updates, kept).model)
+    if rest:
+        result = joined(result, Weights.open(rest))
     if output.suffix == ".ckpt":
         save_checkpoint(output, result, read_hyper_parameters(files[0]))
         blob = digest(output)
     else:
         blob = save(output, result)
-    spec, written, total = spec_of(result), read_file(output), math.fsum(counted)
+    spec = spec_of(first)
+    written = part(read_file(output), spec)
     return AggregateReport(
         output=output,
         blob=blob,
@@ -131,8 +139,8 @@ def aggregate_files(
         tensors=len(spec),
         parameters=sum(tensor.count for tensor in spec.values()),
         contributors=tuple(
-            Contributor(name=update.name, share=update.weight / total, distance=_distance(update.weights, written))
-            for update in updates
+            Contributor(name=update.name, share=share / math.fsum(shares), distance=_distance(update.weights, written))
+            for update, share in zip(updates, shares, strict=True)
         ),
     )
 
@@ -237,12 +245,11 @@ def _checked(tensors: Mapping[str, Tensor], what: str = "the aggregated model") 
 
 
 def _distance(update: Mapping[str, Tensor], result: Mapping[str, Tensor]) -> float | None:
-    apart = norm = 0.0
+    apart = size = 0.0
     for name, spec in spec_of(result).items():
         if is_averaged(spec):
             ours, theirs = in_a_row(update[name]), in_a_row(result[name])
             for start in range(0, len(theirs), CHUNK):
                 a, b = (values[start : start + CHUNK].double() for values in (ours, theirs))
-                apart += float(torch.linalg.vector_norm(a - b)) ** 2
-                norm += float(torch.linalg.vector_norm(b)) ** 2
-    return math.sqrt(apart / norm) if norm else None
+                apart, size = math.hypot(apart, norm(a - b)), math.hypot(size, norm(b))
+    return ratio if size and math.isfinite(ratio := apart / size) else None

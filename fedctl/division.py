@@ -35,13 +35,10 @@ def divide(whole: Path, share: Share, model: Path, rest: Path) -> tuple[Blob, Bl
 
 def united(model: Path, rest: Path) -> "Mapping[str, Tensor]":
     """The tensors of both parts; those of `model` alone where there is no rest."""
-    from fedctl.weights import Lazy, Weights
+    from fedctl.weights import Weights, joined
 
     shared = Weights.open(model)
-    if not rest.exists():
-        return shared
-    kept = Weights.open(rest)
-    return Lazy({**kept.spec, **shared.spec}, lambda name: (shared if name in shared else kept)[name])
+    return joined(shared, Weights.open(rest)) if rest.exists() else shared
 
 
 def _some(names: list[str], most: int = 8) -> str:

@@ -54,12 +54,12 @@ def seed_of(seed: int, key: TaskKey) -> int:
 def task_of(federation: Federation, action: Perform) -> Task:
     """What the node is told."""
     spec, key, finetune = federation.task, action.task, federation.finetune
-    tuned = finetune if finetune and key.kind == "finetune" else None
     common: dict[str, Any] = {
         "key": key,
         "seed": seed_of(federation.seed, key),
         "model": spec.model,
-        "model_args": {**spec.model_args, **(tuned.model_args if tuned else {})},
+        "model_args": spec.model_args,
+        "finetune": finetune.model_args if finetune and key.kind in ("initialize", "finetune") else {},
         "data": spec.data,
         "models": action.models,
         "callbacks": tuple(each.to_json() for each in spec.callbacks),
@@ -73,11 +73,13 @@ def task_of(federation: Federation, action: Perform) -> Task:
         return Task(**common, data_args=arguments, trainer={}, threads=1, local=local)
     node = federation.node(key.node)
     trainer = {**spec.trainer, "accelerator": node.accelerator, "devices": node.devices}
+    if phases := local.get("phases"):
+        trainer = {**trainer, "max_epochs": sum(phase["epochs"] for phase in phases), "max_steps": -1}
+    if finetune and key.kind == "finetune":
+        trainer = {**trainer, "max_epochs": finetune.epochs, "max_steps": -1}
     for limit in ("max_epochs", "max_steps"):
         if isinstance(trainer.get(limit), int) and trainer[limit] > 0:
             trainer[limit] *= action.passes
-    if tuned:
-        trainer = {**trainer, "max_epochs": tuned.epochs, "max_steps": -1}
     return Task(
         **common,
         data_args={**spec.data_args, **node.data},
@@ -219,9 +221,13 @@ def _initialized(run: RunDir, federation: Federation, whole: Blob, target: Path,
 
 
 def _check_labels(result: Result, action: Perform) -> None:
-    """Refuse scores of other models than were sent, but for the node's own; raises ProtocolError."""
+    """Refuse scores of other models than were sent, but for the node's own where it may have one.
+
+    Raises ProtocolError.
+    """
     scored = set(action.models) - {REST, MEMORY}
-    if not scored <= set(result.scores) <= scored | {"personal"}:
+    may_have_one = action.task.kind == "finetune" or action.kept is not None
+    if not scored <= set(result.scores) <= scored | ({"personal"} if may_have_one else set()):
         raise ProtocolError("the node scored other models than it was asked to")
 
 
@@ -237,8 +243,6 @@ def _check_steps(result: Result, task: Task, *, is_needed: bool) -> None:
     if is_needed and not result.steps:
         raise ModelError("it tells of no optimizer step, and the strategy counts them: use Lightning's own optimizers")
     epochs, steps = (task.trainer.get(name) or -1 for name in ("max_epochs", "max_steps"))
-    if phases := task.local.get("phases"):
-        epochs, steps = sum(phase["epochs"] for phase in phases), -1
     most = [*([epochs * result.examples] if epochs > 0 else []), *([steps] if steps > 0 else [])]
     if most and result.steps > MOST_OPTIMIZERS * min(most):
         raise ModelError(f"it claims {result.steps:,} steps, and its task can have {MOST_OPTIMIZERS * min(most):,}")

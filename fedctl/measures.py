@@ -5,7 +5,7 @@ node names, so that the same journal gives the same bits.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,12 +59,18 @@ class Personalization:
     """Personal models beside the global one of a round, over the nodes that have scored both.
 
     They are what nodes keep between rounds, or were `finetuned` after the last one. `metrics` are means over all
-    examples, `worst` is the node that each serves worst by the monitored metric (None where nobody logs that).
+    examples, each over the nodes where both models have a finite number of it, or any where none has. By the monitored
+    metric those are `compared`; on some nodes the personal model has `diverged`: its number is not finite; `worst` is
+    the node that each side serves worst, None where fewer than two can be compared. `global_is_part` where nodes train
+    tensors that stay at home: the global model has these as they were at first.
     """
 
     round: int
     finetuned: bool
+    global_is_part: bool
     metrics: Mapping[Label, Metrics]
+    compared: tuple[str, ...]
+    diverged: tuple[str, ...]
     worst: Mapping[Label, WorstNode | None]
     nodes: tuple[Personal, ...]
 
@@ -163,16 +169,26 @@ def personalization(state: RunState) -> Personalization | None:
     if newest is None:
         return None
     both = newest.scores
+    nodes = tuple(
+        Personal(node=name, global_=both["global"][name].metrics, personal=both["personal"][name].metrics)
+        for name in state.nodes
+        if name in both["personal"]
+    )
+    paired = {one.node: one.personal[state.metric] for one in _paired(nodes, state.metric)}
     return Personalization(
         round=newest.round,
         finetuned=newest.is_finetuned,
-        metrics={label: average(scores.values()) for label, scores in both.items()},
-        worst={label: _worst(state, scores) for label, scores in both.items()},
-        nodes=tuple(
-            Personal(node=name, global_=both["global"][name].metrics, personal=both["personal"][name].metrics)
-            for name in state.nodes
-            if name in both["personal"]
-        ),
+        global_is_part=state.rest is not None and _have_kept_models(state),
+        metrics=_means(nodes, both),
+        compared=tuple(_comparable(nodes, state.metric)),
+        diverged=tuple(name for name, value in paired.items() if not math.isfinite(value)),
+        worst={
+            label: _worst(state, {name: score for name, score in scores.items() if name in paired})
+            if len(paired) > 1
+            else None
+            for label, scores in both.items()
+        },
+        nodes=nodes,
     )
 
 
@@ -223,6 +239,33 @@ def _both(answers: Mapping[str, Answer]) -> dict[Label, dict[str, Score]]:
         "global": {name: score for name, score in everyones.items() if name in shared},
         "personal": {name: score for name, score in personal.items() if name in shared},
     }
+
+
+def _have_kept_models(state: RunState) -> bool:
+    """Whether nodes have had models of their own in the rounds, before any fine-tuning."""
+    return any(one.scores["personal"] for one in _personal_scorings(state) if not one.is_finetuned)
+
+
+def _means(nodes: Sequence[Personal], both: Mapping[Label, Mapping[str, Score]]) -> dict[Label, Metrics]:
+    names = {name for one in nodes for name in one.global_}
+    counting = {name: frozenset(_comparable(nodes, name)) for name in names}
+
+    def counted(node: str, score: Score) -> Score:
+        kept = {name: value for name, value in score.metrics.items() if node in counting.get(name, ())}
+        return Score(examples=score.examples, metrics=kept)
+
+    return {label: average(counted(*one) for one in scores.items()) for label, scores in both.items()}
+
+
+def _comparable(nodes: Sequence[Personal], metric: str) -> list[str]:
+    """The nodes where both models have a finite number of a metric, or any where none has."""
+    paired = _paired(nodes, metric)
+    finite = [one for one in paired if math.isfinite(one.global_[metric]) and math.isfinite(one.personal[metric])]
+    return [one.node for one in finite or paired]
+
+
+def _paired(nodes: Sequence[Personal], metric: str) -> list[Personal]:
+    return [one for one in nodes if metric in one.global_ and metric in one.personal]
 
 
 def _have_all_answered(state: RunState, answers: Mapping[str, Answer]) -> bool:

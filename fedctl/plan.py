@@ -154,8 +154,9 @@ def _closing(state: RunState, federation: Federation, now: datetime) -> list[Act
     if not _is_scoring_late(state, federation, now) and _is_lacking(state, federation, now, "evaluate", state.nodes):
         return []
     if federation.finetune:
-        tuning = _tasks(state, federation, "finetune", state.round, {"global": _model(state)})
-        if tuning or _is_lacking(state, federation, now, "finetune", state.nodes):
+        late = _is_scoring_late(state, federation, now, times=2)
+        tuning = _tasks(state, federation, "finetune", state.round, {"global": _model(state)}, late=late)
+        if tuning or (not late and _is_lacking(state, federation, now, "finetune", state.nodes)):
             return tuning
     if not federation.compare:
         return [Finish()]
@@ -227,8 +228,8 @@ def _margin_s(federation: Federation) -> float:
     return (1 - PARTIAL) * (federation.schedule.deadline_s or 0.0)
 
 
-def _is_scoring_late(state: RunState, federation: Federation, now: datetime) -> bool:
-    """Scores have as long as a round, from when their model was made, or from a resume anew.
+def _is_scoring_late(state: RunState, federation: Federation, now: datetime, *, times: int = 1) -> bool:
+    """Scores have as long as a round, from when their model was made, or from a resume anew; fine-tuning twice that.
 
     Those of the first model have it from when the first round opens: by then the nodes are ready.
     """
@@ -237,7 +238,7 @@ def _is_scoring_late(state: RunState, federation: Federation, now: datetime) -> 
     deadline_s = federation.schedule.deadline_s
     if deadline_s is None or made_at is None:
         return False
-    return (now - max(made_at, state.resumed_at or made_at)).total_seconds() >= deadline_s
+    return (now - max(made_at, state.resumed_at or made_at)).total_seconds() >= times * deadline_s
 
 
 def _model(state: RunState) -> Blob:

@@ -117,7 +117,7 @@ class Task:
     may be used, as the agent's `may` takes it (empty: always); a `partial` training hands in what it has done when it
     may be used no more, others come to nothing then. `callbacks` are the user's, each a `class` (`file.py:Class`) and
     its `args`; `local` is the name and the options of a local rule (empty: none). Unless `reset_optimizer`, optimizers
-    go on as they ended in `kept`.
+    go on as they ended in `kept`. `finetune` has arguments of the model that go before `model_args` in a fine-tuning.
     """
 
     key: TaskKey
@@ -138,6 +138,7 @@ class Task:
     share: Mapping[str, Any] = field(default_factory=dict)
     reset_optimizer: bool = True
     first_seed: int = 0
+    finetune: Mapping[str, Any] = field(default_factory=dict)
     kept: TaskKey | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -166,6 +167,7 @@ class Task:
             share=a_mapping(fields["share"], "share"),
             reset_optimizer=a_flag(fields["reset_optimizer"], "reset_optimizer"),
             first_seed=a_count(fields["first_seed"], "first_seed"),
+            finetune=a_mapping(fields["finetune"], "finetune"),
             kept=None if fields["kept"] is None else TaskKey.parse(fields["kept"]),
         )
 

@@ -98,6 +98,11 @@ def part(weights: Mapping[str, Tensor], names: Iterable[str]) -> Lazy:
     return Lazy({name: spec[name] for name in names}, weights.__getitem__)
 
 
+def joined(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Lazy:
+    """The tensors of both; of a name in both the first's."""
+    return Lazy({**spec_of(second), **spec_of(first)}, lambda name: (first if name in first else second)[name])
+
+
 def spec_of(tensors: Mapping[str, Tensor]) -> Mapping[str, TensorSpec]:
     """What each of the tensors is; raises ModelError for a tensor that no safetensors file can hold."""
     if isinstance(tensors, Weights | Lazy):

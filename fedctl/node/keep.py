@@ -4,6 +4,7 @@ The coordinator names the training to go on with, so it does not matter how ofte
 came too late. Any of it may be gone: then the node begins anew, and says so.
 """
 
+import contextlib
 import io
 import pickle
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedctl.errors import ModelError
+from fedctl.errors import ConfigError, ModelError
 from fedctl.node import rules
 from fedctl.node.agent import key_of, remove, write_whole
 from fedctl.records import Task, TaskKey
@@ -42,38 +43,65 @@ def is_asked(task: Task) -> bool:
 
 
 def save(folder: Path, kept: Kept) -> None:
-    """Leave it in the folder of its training, whole and for good."""
+    """Leave it in the folder of its training, whole and for good; ConfigError for states that nobody could read."""
     if kept.optimizers is not None:
-        buffer = io.BytesIO()
-        torch.save(dict(kept.optimizers), buffer)
-        write_whole(folder / OPTIMIZERS, buffer.getvalue())
+        write_whole(folder / OPTIMIZERS, _packed(kept.optimizers))
     named = [(_PRIVATE, kept.private), (_RULE, kept.rule)]
     save_weights(folder / STATE, {prefix + name: one for prefix, many in named for name, one in many.items()})
 
 
 def load(run: Path, task: Task) -> Kept | None:
-    """What the training that the task names has left in the run's folder; None where that is gone or damaged."""
+    """What the training that the task names has left in the run's folder; None where that is gone or damaged.
+
+    Where the optimizers' states alone are, they are to begin anew.
+    """
     if task.kept is None:
         return None
     folder = run / task.kept.folder
     try:
         state = Weights.open(folder / STATE)
-        optimizers = None
-        if not task.reset_optimizer:
-            optimizers = torch.load(folder / OPTIMIZERS, map_location="cpu", weights_only=True)
-    except (OSError, ModelError, RuntimeError, EOFError, pickle.UnpicklingError):
+    except ModelError:
         return None
+    optimizers = None
+    if not task.reset_optimizer:
+        with contextlib.suppress(Exception):  # a reader of damaged bytes raises whatever it stumbles on
+            optimizers = torch.load(folder / OPTIMIZERS, map_location="cpu", weights_only=True)
     return Kept(private=_named(state, _PRIVATE), rule=_named(state, _RULE), optimizers=optimizers)
+
+
+def is_missed(task: Task, kept: Kept | None) -> bool:
+    """Whether a training was to go on with something that is not there any more."""
+    if task.kept is None:
+        return False
+    return kept is None or (not task.reset_optimizer and kept.optimizers is None)
 
 
 def sweep(run: Path, task: Task) -> None:
     """Remove what other trainings of the task's node have left: only what the newest one goes on with is wanted."""
+    if not is_asked(task):
+        return
     spared = {key for key in (task.key, task.kept) if key}
-    for name in (STATE, OPTIMIZERS):
-        for path in run.glob(f"*/{name}"):
-            other = TaskKey.parse(key_of(path.parent.name))
-            if other.node == task.key.node and other not in spared:
+    for folder in run.glob(f"r*-{task.key.node}-a*"):
+        other = TaskKey.parse(key_of(folder.name))
+        if other.node == task.key.node and other not in spared:
+            for path in (*folder.glob(f"{STATE}*"), *folder.glob(f"{OPTIMIZERS}*")):
                 remove(path)
+
+
+def _packed(states: Mapping[str, Any]) -> bytes:
+    """What torch's restricted reader takes, which nothing that runs code gets past."""
+    buffer = io.BytesIO()
+    torch.save(dict(states), buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, weights_only=True)
+    except pickle.UnpicklingError as error:
+        why = next((line for line in str(error).splitlines() if "GLOBAL" in line), "it holds more than plain values")
+        raise ConfigError(
+            f"task.reset_optimizer: false cannot keep the state of an optimizer or a scheduler: {why.strip()}",
+            hint="give them plain numbers, such as float(lr)",
+        ) from error
+    return buffer.getvalue()
 
 
 def _named(state: Weights, prefix: str) -> Mapping[str, Tensor]:

@@ -114,6 +114,7 @@ def _what_if(request: Request, run: RunDir) -> AggregateReport:
         memory=memory if (memory := run.memory(number - 1)).exists() and strategy == own else None,
         steps=[received[name].steps for name in names],
         losses=[losses.get(name) for name in names],
+        rest=run.rest if run.rest.exists() and request.output else None,
         force=request.force or request.output is None,
     )
     contributors = tuple(replace(c, name=Path(c.name).stem) for c in report.contributors)

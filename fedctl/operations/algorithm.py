@@ -6,7 +6,7 @@ from fedctl import fleet
 from fedctl.errors import ConfigError
 from fedctl.federation import Federation, Named
 from fedctl.node.rules import kind_of
-from fedctl.strategies import STRATEGIES, Strategy, build, least_of, rule_of
+from fedctl.strategies import STRATEGIES, Strategy, build, least_of, needs_losses, rule_of
 from fedctl.strategies.options import from_options
 
 
@@ -28,7 +28,13 @@ def build_algorithm(federation: Federation) -> Algorithm:
         from_options(kind_of(local.name), local.options, where="local")
     named = strategy_of(federation)
     strategy = build(named, folder=federation.folder)
-    _check_least(federation, named.name, least_of(strategy))
+    _check_least(federation, named.name, strategy)
+    if needs_losses(strategy) and federation.task.monitor.mode == "max":
+        raise ConfigError(
+            f"strategy: {named.name} goes by the nodes' losses, and of `{federation.task.monitor.metric}` the more the "
+            "better",
+            hint="give `task: {monitor: {metric: val_loss, mode: min}}`, or a loss of another name",
+        )
     rule = rule_of(strategy)
     if local and local.name in STRATEGIES and (rule is None or rule.name != local.name):
         raise ConfigError(
@@ -60,12 +66,12 @@ def told_of_nodes(named: Named, federation: Federation) -> Named:
     return replace(named, options={**named.options, "nodes": len(federation.nodes)})
 
 
-def _check_least(federation: Federation, strategy: str, least: int) -> None:
+def _check_least(federation: Federation, name: str, strategy: Strategy) -> None:
     """Refuse a strategy that needs more updates than a round may close with."""
-    if (quorum := fleet.quorum(federation)) < least:
+    if (quorum := fleet.quorum(federation)) < (least := least_of(strategy)):
         is_enough = least <= fleet.wanted(federation)
         remedy = f"give `schedule: {{quorum: {least}}}`" if is_enough else f"have a round ask {least} nodes or more"
         raise ConfigError(
-            f"strategy: {strategy} needs {least} updates, and a round may close with {quorum}",
-            hint=f"{remedy}, or lower its option `hostile`",
+            f"strategy: {name} needs {least} updates, and a round may close with {quorum}",
+            hint=f"{remedy}, or lower `hostile`" if getattr(strategy, "hostile", 0) else remedy,
         )

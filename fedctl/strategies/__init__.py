@@ -124,6 +124,11 @@ def needs_steps(strategy: Strategy) -> bool:
     return bool(getattr(strategy, "needs_steps", False))
 
 
+def needs_losses(strategy: Strategy) -> bool:
+    """Whether a strategy says that an update is of no use to it without what its node's loss was before."""
+    return bool(getattr(strategy, "needs_losses", False))
+
+
 def least_of(strategy: Strategy) -> int:
     """How many updates a strategy is of no use without, by what it says as `least`."""
     return int(getattr(strategy, "least", 1))

@@ -5,6 +5,7 @@ updates are, and take torch as long where rows are few. Reads block by block, so
 number of updates.
 """
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from fedctl.errors import ModelError
 from fedctl.strategies import Contribution
-from fedctl.strategies.elementwise import CHUNK, Rule, Values, is_averaged, length, over_chunks, values_of
+from fedctl.strategies.elementwise import CHUNK, Rule, Values, is_averaged, length, norm, over_chunks, values_of
 from fedctl.weights import spec_of
 
 _MOST = 1 << 17  # values of all updates that one thread has in memory at once
@@ -44,7 +45,7 @@ def require(name: str, updates: Sequence[Contribution], *, hostile: int, least: 
         raise ModelError(
             f"{name} needs {least} updates to bear {hostile} hostile {'node' if hostile == 1 else 'nodes'}, "
             f"and there {'is' if len(updates) == 1 else 'are'} {len(updates)}",
-            hint="lower its option `hostile`, or gather more updates",
+            hint="lower its option `hostile`, or gather more updates" if hostile else "gather more updates",
         )
 
 
@@ -71,24 +72,24 @@ def distances_to(center: Rule, updates: Sequence[Contribution], start: Mapping[s
     spec = spec_of(updates[0].weights)
     sources = [*([start] if start is not None else []), *(update.weights for update in updates)]
     chunk = max(1, min(CHUNK, _MOST // len(updates)))
-    total = np.zeros(len(updates))
+    total = [0.0] * len(updates)
     for name in sorted(name for name, tensor in spec.items() if is_averaged(tensor)):
         rows = [values_of(source, name) for source in sources]
 
-        def squares(part: slice, rows: Sequence[Values] = rows) -> Matrix:
+        def apart(part: slice, rows: Sequence[Values] = rows) -> list[float]:
             chunks = [row[part] for row in rows]
             point = center(chunks).double()
-            apart = (torch.linalg.vector_norm(chunk.double() - point) for chunk in chunks[-len(updates) :])
-            return np.array([float(norm) ** 2 for norm in apart])
+            return [norm(chunk.double() - point) for chunk in chunks[-len(updates) :]]
 
-        for found in over_chunks(squares, length(spec[name]), chunk):
-            total += found
-    return np.sqrt(total)
+        for found in over_chunks(apart, length(spec[name]), chunk):
+            total = [math.hypot(*both) for both in zip(total, found, strict=True)]
+    return np.array(total)
 
 
 def krum_scores(matrix: Matrix, hostile: int) -> Matrix:
     """For each update the sum of its squared distances to as many nearest others as honest nodes must leave it."""
     count = len(matrix)
     nearest = np.sort(matrix + np.diag(np.full(count, -1.0)), axis=1)[:, 1:]  # its own place comes first
-    scores: Matrix = nearest[:, : max(1, count - hostile - 2)].sum(axis=1)
+    with np.errstate(over="ignore"):  # a sum beyond a double is as bad as any
+        scores: Matrix = nearest[:, : max(1, count - hostile - 2)].sum(axis=1)
     return scores

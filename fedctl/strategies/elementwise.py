@@ -23,6 +23,8 @@ from fedctl.weights import Lazy, spec_of
 CHUNK = 1 << 15  # elements: a chunk in the wide type stays in the cache, and torch handles it on one thread
 _MOST_SORTED = 1 << 16  # values of all updates that one thread sorts at once: a table of doubles is half a MiB
 
+_TINY = 2.0**-540  # no sum of squares of doubles that were made so much smaller is beyond a double
+
 _DOUBLE = (torch.float64, torch.float32)
 
 T = TypeVar("T")
@@ -161,6 +163,12 @@ def largest(tensors: Sequence[Tensor]) -> Tensor:
     return result
 
 
+def norm(values: Tensor) -> float:
+    """The norm of doubles, also where their squares are beyond a double; infinite where it is itself."""
+    found = float(torch.linalg.vector_norm(values))
+    return found if math.isfinite(found) else float(torch.linalg.vector_norm(values * _TINY)) / _TINY
+
+
 def scaled(weights: Sequence[float]) -> list[float]:
     """The weights times one power of two, which is exact, so that their sum lies in [0.5, 1) and no product overflows.
 
@@ -168,6 +176,8 @@ def scaled(weights: Sequence[float]) -> list[float]:
     """
     if min(weights) == max(weights):
         weights = [1.0] * len(weights)
+    _, largest = math.frexp(max(weights))
+    weights = [math.ldexp(weight, -largest) for weight in weights]  # else the sum itself could be beyond a double
     _, exponent = math.frexp(math.fsum(weights))
     return [math.ldexp(weight, -exponent) for weight in weights]
 

@@ -46,18 +46,21 @@ class FedNova:
         updates: Sequence[Contribution],
         memory: Mapping[str, Tensor],  # noqa: ARG002 - it keeps none
     ) -> Outcome:
-        """As `Strategy.aggregate`; raises ModelError where `model` is empty, or an update's number of steps not known.
+        """As `Strategy.aggregate`; raises ModelError where an update's number of steps is not known, or `model` empty.
 
         An update of no steps and no examples has no share.
         """
         from fedctl.strategies.elementwise import each, in_name_order, require_start, scaled, shifted
 
-        require_start("fednova", model)
         ordered = in_name_order(updates)
         weights = scaled([update.weight for update in ordered])
         for update, weight in zip(ordered, weights, strict=True):
             if weight and update.steps < 1:
-                raise ModelError(f"fednova needs the number of steps behind each update, and has none of {update.name}")
+                raise ModelError(
+                    f"fednova needs the number of steps behind each update, and has none of {update.name}",
+                    hint="it works over runs: `fedctl aggregate RUN --strategy fednova`",
+                )
+        require_start("fednova", model)
         total = math.fsum(weights)
         lengths = [self._length(update.steps) for update in ordered]
         effective = math.fsum(weight / total * length for weight, length in zip(weights, lengths, strict=True))

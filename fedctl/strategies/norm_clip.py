@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fedctl.federation import Named
-from fedctl.strategies import Contribution, Outcome, build, least_of, needs_steps, rule_of, uses_controls
+from fedctl.strategies import Contribution, Outcome, build, least_of, needs_losses, needs_steps, rule_of, uses_controls
 from fedctl.strategies.options import check_above_zero
 
 if TYPE_CHECKING:
@@ -44,6 +44,16 @@ class NormClip:
     def needs_steps(self) -> bool:
         """As the rule says."""
         return needs_steps(build(self.rule))
+
+    @property
+    def needs_losses(self) -> bool:
+        """As the rule says."""
+        return needs_losses(build(self.rule))
+
+    @property
+    def hostile(self) -> int:
+        """As the rule says, where it has such an option."""
+        return getattr(build(self.rule), "hostile", 0)
 
     @property
     def least(self) -> int:

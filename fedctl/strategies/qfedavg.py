@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TINY = 1e-10  # as the paper's code adds: a loss of 0 has no power below 0
+_MOST = 1e300  # so that a sum of what is not larger is no larger than a double
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class QFedAvg:
     q: float = 0.1
     lr: float = 0.1
     weighted: ClassVar[bool] = False
+    needs_losses: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_not_negative(q=self.q)
@@ -44,23 +46,43 @@ class QFedAvg:
         updates: Sequence[Contribution],
         memory: Mapping[str, Tensor],  # noqa: ARG002 - it keeps none
     ) -> Outcome:
-        """As `Strategy.aggregate`; raises ModelError where `model` is empty, or a node's loss not known or below 0."""
+        """As `Strategy.aggregate`.
+
+        Raises ModelError where `model` is empty, and in the name of a node whose loss is not known or not a finite
+        number from 0, or whose update lies so far off that its square is beyond a double.
+        """
         from fedctl.strategies.distances import distances_to
         from fedctl.strategies.elementwise import each, in_name_order, require_start, shifted
 
-        require_start("qfedavg", model)
         ordered = in_name_order(updates)
-        for update in ordered:
-            if update.loss is None or update.loss < 0:
-                found = "has none" if update.loss is None else f"has {update.loss:g}"
-                raise ModelError(
-                    f"qfedavg needs the loss of each node before it trains, from 0, and {found} of {update.name}"
-                )
+        losses = [_loss(update) + _TINY for update in ordered]
+        require_start("qfedavg", model)
         distances = distances_to(lambda chunks: chunks[0], ordered, model).tolist()
-        losses = [(update.loss or 0.0) + _TINY for update in ordered]
-        pulls = [loss**self.q / self.lr for loss in losses]
-        whole = math.fsum(
-            self.q * loss ** (self.q - 1) * (apart / self.lr) ** 2 + pull
-            for loss, apart, pull in zip(losses, distances, pulls, strict=True)
-        )
+        powers = [(loss / max(losses)) ** self.q for loss in losses]  # of ratios, so that none is beyond a double
+        pulls = [power / self.lr for power in powers]
+        terms = []
+        for update, loss, apart, power, pull in zip(ordered, losses, distances, powers, pulls, strict=True):
+            moved = apart / self.lr
+            terms.append(self.q * power / loss * moved * moved + pull)
+            if not terms[-1] <= _MOST:
+                raise ModelError(
+                    f"qfedavg cannot compute with the update of {update.name}, which lies {apart:.3g} from the model",
+                    hint="`limits: {norm: 1000}` in fed.yaml refuses such an update as it comes",
+                )
+        whole = math.fsum(terms)
         return Outcome(model=each(partial(shifted, shares=[pull / whole for pull in pulls]), ordered, start=model))
+
+
+def _loss(update: Contribution) -> float:
+    needed = "qfedavg needs the loss of each node before it trains, a finite number from 0"
+    if update.loss is None:
+        raise ModelError(
+            f"{needed}, and has none of {update.name}",
+            hint="it works over runs whose `monitor` is a loss: `fedctl aggregate RUN --strategy qfedavg`",
+        )
+    if not 0 <= update.loss < math.inf:
+        raise ModelError(
+            f"{needed}, and has {update.loss:g} of {update.name}",
+            hint=f"where `monitor` is such a loss, look at the data of {update.name}, or take it out of fed.yaml",
+        )
+    return update.loss

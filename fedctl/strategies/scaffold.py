@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -20,6 +20,8 @@ from fedctl.strategies.options import STATISTICS, check_above_zero
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from fedctl.header import TensorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +35,9 @@ class Scaffold:
 
     Tensors that match a pattern of `buffers` (statistics: a variance could come out below zero) have `lr` 1; integers
     and booleans take the largest value of any node. A node that sends no control of a tensor did not move its own. With
-    `lr` 1 the outcome of one update is that update, to the bit. The memory is c, by the names of the model's tensors
-    and in their types; it goes to the nodes.
+    `lr` 1 the outcome of one update is that update, to the bit. The memory is c, by the names of the model's tensors,
+    in single precision where theirs is narrower: a narrow c would not move by the N-th part of a control. It goes to
+    the nodes, in whose types it has to be finite.
     """
 
     lr: float = 1.0
@@ -86,10 +89,12 @@ class Scaffold:
         ordered = in_name_order(updates)
         spec = spec_of(ordered[0].weights)
         sent = {name for update in ordered for name in update.controls}
-        controlled = {
-            name: tensor for name, tensor in spec.items() if name in sent or (name in memory and is_averaged(tensor))
+        kept = {
+            name: _at_least_single(tensor)
+            for name, tensor in spec.items()
+            if name in sent or (name in memory and is_averaged(tensor))
         }
-        if not controlled:
+        if not kept:
             raise ModelError(
                 "scaffold needs the controls that its local rule sends beside each update, and there are none",
                 hint="it works over the updates of runs with `strategy: scaffold`",
@@ -110,13 +115,14 @@ class Scaffold:
             total = chunks[0].to(wide(chunks[0].dtype), copy=True)
             for chunk, share in zip(chunks[1:], shares, strict=True):
                 total.add_(chunk.to(total.dtype), alpha=share)
-            return total
+            narrow = total.to(chunks[-1].dtype).to(total.dtype)  # as the nodes will take it
+            return total.masked_fill_(~narrow.isfinite(), math.inf)
 
         def control(name: str) -> Tensor:
             senders = [number for number, update in enumerate(ordered) if name in update.controls]
             rows = [values_of(ordered[number].controls, name) for number in senders]
             rule = partial(added, shares=[shares[number] for number in senders])
-            return combined(rule, [remembered(memory, name, length(spec[name])), *rows], spec[name])
+            return combined(rule, [remembered(memory, name, length(spec[name])), *rows], kept[name])
 
         here = len(ordered) / max(self.nodes or 0, len(ordered))
         shares = [here * weight / math.fsum(weights) for weight in weights]
@@ -126,5 +132,9 @@ class Scaffold:
             moved = each(further, ordered, start=model)
         return Outcome(
             model=Lazy(spec, lambda name: (averaged if is_buffer(name) else moved)[name]),
-            memory=Lazy(controlled, control),
+            memory=Lazy(kept, control),
         )
+
+
+def _at_least_single(spec: TensorSpec) -> TensorSpec:
+    return spec if spec.dtype in ("float64", "complex64") else replace(spec, dtype="float32")

@@ -116,6 +116,8 @@ class ShareSection(Section):
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> "ShareSection":
+        if self.only == ():
+            raise refusal("only: should have a pattern at least", "leave `share` out where all is shared")
         if self.only and self.kept:
             raise refusal("should have `only` or `except`, not both", "leave out what the other says already")
         return self

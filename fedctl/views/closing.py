@@ -76,14 +76,14 @@ def closing_lines(report: StatusReport, width: int, height: int | None = None) -
 def comparison_lines(report: StatusReport, width: int, height: int | None = None) -> list[Text]:
     """A row for each node: its model trained alone beside the federated one; then what that means, in words.
 
-    Where hardly any row fits, there are only the words.
+    Where hardly any row fits, there are only the words, as far as the height allows.
     """
     if not report.compare:
         return []
     columns = fitting(_columns(report), width)
     words = [Text(), *(line for one in verdict(report) for line in folded(one, width))]
     if height is not None and height - 2 - len(words) < 1:
-        return words[1:]
+        return words[1:][: max(0, height)]
     gains = _gains(report)
     body = [_row(report, columns, one, gains.get(one.node, {})) for one in report.compare]
     room = len(body) if height is None else height - 2 - len(words)

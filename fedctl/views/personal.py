@@ -8,7 +8,7 @@ from rich.text import Text
 from fedctl.measures import Personal, Personalization, goodness
 from fedctl.report import StatusReport
 from fedctl.views.canvas import Column, cut, fitting, folded, row, titles
-from fedctl.views.text import figure
+from fedctl.views.text import figure, on_some
 from fedctl.views.verdict import personal_pairs, personal_verdict
 
 _MOST_ROWS = 12
@@ -16,14 +16,15 @@ _MOST_ROWS = 12
 
 
 def personal_line(report: StatusReport, width: int) -> list[Text]:
-    """`personal: val_acc 0.9500 (global 0.9000), worst carol 0.9100 (bob 0.7500)`, until the run is finished."""
+    """`personal: val_acc 0.95 (global 0.90) on 3 of 5 nodes, worst carol 0.91 (bob 0.75)`, until a run is finished."""
     found, metric = report.personal, report.monitor.metric
     if found is None or report.state == "finished" or metric not in found.metrics["personal"]:
         return []
     means = {label: figure(metric, metrics.get(metric)) for label, metrics in found.metrics.items()}
     said = f"{'fine-tuned' if found.finetuned else 'personal'}: {metric} {means['personal']} (global {means['global']})"
+    said += on_some(len(found.compared), len(report.nodes))
     own, everyones = found.worst["personal"], found.worst["global"]
-    if own and everyones and len(found.nodes) > 1:
+    if own and everyones:
         beside = f"{everyones.node} " if everyones.node != own.node else ""
         said += f", worst {own.node} {figure(metric, own.metrics[metric])}"
         said += f" ({beside}{figure(metric, everyones.metrics[metric])})"
@@ -34,7 +35,7 @@ def personal_lines(report: StatusReport, width: int, height: int | None = None) 
     """A row for each node of a finished run: the global model beside its own one; then what that means, in words.
 
     Where not all rows fit, the nodes that their own models serve worst come first; where hardly any do, there are only
-    the words.
+    the words, as far as the height allows.
     """
     found = report.personal
     if found is None or report.state != "finished":
@@ -42,7 +43,7 @@ def personal_lines(report: StatusReport, width: int, height: int | None = None) 
     words = [line for one in personal_verdict(report) for line in folded(one, width)]
     room = _MOST_ROWS if height is None else min(_MOST_ROWS, height - 3 - len(words))
     if room < min(2, len(found.nodes)):
-        return words
+        return words if height is None else words[: max(0, height)]
     columns = fitting(_columns(report, found), width)
     shown = found.nodes if len(found.nodes) <= room else _worst_first(report, found)[: room - 1]
     gains = {name: Text(pair.difference, pair.style) for name, pair in personal_pairs(report).items()}
@@ -50,7 +51,9 @@ def personal_lines(report: StatusReport, width: int, height: int | None = None) 
     if len(shown) < len(found.nodes):
         body.append(Text(f"… and {len(found.nodes) - len(shown):,} more, none served worse by its own model", "dim"))
     made = "fine-tuned" if found.finetuned else "kept"
-    heading = Text(f"personal models {made} after round {found.round}, on each node's own data", "dim")
+    some = on_some(len(found.nodes), len(report.nodes))
+    whose = f"{some}, each on its own data" if some else ", on each node's own data"
+    heading = Text(f"personal models {made} after round {found.round}{whose}", "dim")
     return [cut(line, width) for line in [heading, titles(columns), *body, Text(), *words]]
 
 

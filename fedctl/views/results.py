@@ -116,8 +116,6 @@ def launched(state: RunState, *, was_live: bool, as_json: bool) -> None:
         show_summary(state if state.status != "failed" else dataclasses.replace(state, reason=None))
     if state.status == "finished":
         note(f"the model is runs/{state.run}/model.ckpt, and model.safetensors beside it")
-        if state.rest and found.personal:
-            note("in it, what nodes keep to themselves is as it was at first: it scores as for a node that is new")
     elif state.status == "held":
         note(f"`fedctl aggregate {state.run}` shows what the held round would give")
     metrics = found.metrics

@@ -26,7 +26,7 @@ from fedctl.measures import newest_metrics, personalization
 from fedctl.records import TaskKey
 from fedctl.report import elapsed
 from fedctl.state import RunState
-from fedctl.views.text import clock, counted, duration, figure, plain, size
+from fedctl.views.text import clock, counted, duration, figure, on_some, plain, size
 
 
 def stamp(event: Event) -> str:
@@ -149,9 +149,18 @@ def _score(event: ModelEvaluated, label: str, metric: str) -> str:
 
 
 def _final(state: RunState) -> str:
-    value, found = newest_metrics(state).get(state.metric), personalization(state)
-    own = found.metrics["personal"].get(state.metric) if found else None
+    value = newest_metrics(state).get(state.metric)
     if value is None:
         return ""
-    beside = "" if own is None else f", personal {figure(state.metric, own)}"
-    return f": {state.metric} {figure(state.metric, value)}{beside}"
+    everyones = figure(state.metric, value)
+    return f": {state.metric} {everyones}{_own(state, everyones)}"
+
+
+def _own(state: RunState, everyones: str) -> str:
+    """What personal models do, with the global one on their nodes where that is not what was said of `everyones`."""
+    found, metric = personalization(state), state.metric
+    if found is None or metric not in found.metrics["personal"]:
+        return ""
+    beside, own = (figure(metric, found.metrics[label].get(metric)) for label in ("global", "personal"))
+    some = on_some(len(found.compared), len(state.nodes))
+    return f", personal {own}" + (f" (global {beside})" if some or beside != everyones else "") + some

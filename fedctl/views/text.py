@@ -87,6 +87,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def on_some(number: int, whole: int) -> str:
+    """` on 3 of 5 nodes`, to be put behind what holds of them; nothing where it holds of all."""
+    return f" on {number:,} of {counted(whole, 'node')}" if number < whole else ""
+
+
 def listed(names: Sequence[str], most: int) -> str:
     """`alice, bob and 12 others`: the first names, and how many more there are."""
     rest = len(names) - most

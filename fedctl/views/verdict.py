@@ -7,9 +7,9 @@ from statistics import fmean
 from rich.text import Text
 
 from fedctl.federation import Monitor
-from fedctl.measures import Metrics
+from fedctl.measures import Metrics, Personal, Personalization
 from fedctl.report import StatusReport
-from fedctl.views.text import change, figure, listed
+from fedctl.views.text import change, figure, listed, on_some
 
 _NAMED = 3
 
@@ -71,7 +71,7 @@ def verdict(report: StatusReport) -> list[Text]:
         monitor=report.monitor,
     )
     worst = (min if report.monitor.mode == "max" else max)(shared, key=lambda pair: pair.before)
-    lines = [_bought("federating", mean, "everyone's data"), Text(f"worst node alone: {worst.node} {_step(worst)}")]
+    lines = [_bought("federating", mean, "on everyone's data"), Text(f"worst node alone: {worst.node} {_step(worst)}")]
     better_alone = [pair.node for pair in pairs(report, own=True).values() if pair.gain < 0]
     if better_alone:
         lines.append(Text(f"better alone on its own data: {listed(better_alone, _NAMED)}", "yellow"))
@@ -83,21 +83,42 @@ def personal_verdict(report: StatusReport) -> list[Text]:
     found, metric = report.personal, report.monitor.metric
     if found is None:
         return []
-    mean = _pair(report, "", found.metrics["global"], found.metrics["personal"])
-    what = "fine-tuned models" if found.finetuned else "personal models"
-    lines = [_bought(what, mean, "each node's own data") if mean else Text(f"no {metric} to compare by", "yellow")]
+    lines = [_personal_mean(report, found)]
     everyones, own = found.worst["global"], found.worst["personal"]
-    if everyones and own and len(found.nodes) > 1:
+    if everyones and own:
         values = [figure(metric, one.metrics[metric]) for one in (everyones, own)]
         if everyones.node == own.node:
             lines.append(Text(f"worst node: {own.node} {values[0]} → {values[1]}"))
         else:
             said = f"{everyones.node} {values[0]} with the global model, {own.node} {values[1]} with its own"
             lines.append(Text(f"worst node: {said}"))
-    better_global = [pair.node for pair in personal_pairs(report).values() if pair.gain < 0]
+    gains = {pair.node: pair.gain for pair in personal_pairs(report).values()}
+    gains |= {one.node: -math.inf for one in found.nodes if _has_only_global(found, one, metric)}
+    better_global = [one.node for one in found.nodes if gains.get(one.node, 0.0) < 0]
     if better_global:
         lines.append(Text(f"better with the global model: {listed(better_global, _NAMED)}", "yellow"))
     return lines
+
+
+def _personal_mean(report: StatusReport, found: Personalization) -> Text:
+    """What the means are, on which nodes; where the global model is but a part, that comes before any praise."""
+    metric = report.monitor.metric
+    diverged = f" ({len(found.diverged):,} diverged)" if found.diverged else ""
+    mean = _pair(report, "", found.metrics["global"], found.metrics["personal"])
+    if mean is None:
+        return Text(f"no {metric} to compare by{diverged}", "yellow")
+    what = "fine-tuned models" if found.finetuned else "personal models"
+    some = on_some(len(found.compared), len(report.nodes)) + diverged
+    if found.global_is_part:
+        told = _told(mean) if mean.gain else f"no difference in {metric}"
+        part = "the global model, in which what stays at home is as it was at first"
+        return Text(f"{what}: {told}{some} against {part}", "bold" if mean.gain > 0 else "bold yellow")
+    return _bought(what, mean, f"{some.strip()}, each on its own data" if some else "on each node's own data")
+
+
+def _has_only_global(found: Personalization, one: Personal, metric: str) -> bool:
+    """Whether a node's own model has diverged, and the global one has not there."""
+    return one.node in found.diverged and math.isfinite(one.global_[metric])
 
 
 def _pair(report: StatusReport, node: str, before: Metrics, after: Metrics) -> Pair | None:
@@ -108,14 +129,16 @@ def _pair(report: StatusReport, node: str, before: Metrics, after: Metrics) -> P
     return Pair(node=node, before=values[0], after=values[1], monitor=report.monitor)
 
 
-def _bought(what: str, mean: Pair, whose: str) -> Text:
-    metric = mean.monitor.metric
-    told = f"{mean.difference} {metric}" + (" (lower is better)" if mean.monitor.mode == "min" else "")
+def _bought(what: str, mean: Pair, where: str) -> Text:
     if mean.gain > 0:
-        return Text(f"{what} bought {told} on {whose}", "bold green")
+        return Text(f"{what} bought {_told(mean)} {where}", "bold green")
     if mean.gain < 0:
-        return Text(f"{what} did not help: {told} on {whose}", "bold yellow")
-    return Text(f"{what} made no difference to {metric} on {whose}", "bold yellow")
+        return Text(f"{what} did not help: {_told(mean)} {where}", "bold yellow")
+    return Text(f"{what} made no difference to {mean.monitor.metric} {where}", "bold yellow")
+
+
+def _told(mean: Pair) -> str:
+    return f"{mean.difference} {mean.monitor.metric}" + (" (lower is better)" if mean.monitor.mode == "min" else "")
 
 
 def _step(pair: Pair) -> str:

@@ -86,7 +86,57 @@ def test_scaffold_counts_nodes_alike_unless_asked():
         assert strategy.weighted is by_examples
         outcome = strategy.aggregate({}, updates, {})
         found[by_examples] = (outcome.model["w"].tolist(), outcome.memory["w"].tolist())
-    assert found == {False: ([3.0, 3.0], [2.0, 2.0]), True: ([4.0, 4.0], [2.0, 2.0])}
+    assert found == {False: ([3.0, 3.0], [2.0, 2.0]), True: ([4.0, 4.0], [2.5, 2.5])}
+
+
+@pytest.mark.parametrize(("by_examples", "optimum"), [(False, 11 / 5), (True, 13 / 7)])
+def test_scaffold_ends_at_the_optimum_of_what_it_weighs(by_examples, optimum):
+    """Two nodes of 30 and 10 examples, of losses (y - 1)² / 2 and 4 (y - 2.5)² / 2, in rounds of ten steps of SGD."""
+    examples, slopes, ends, own = (30, 10), (1.0, 4.0), (1.0, 2.5), [0.0, 0.0]
+    strategy = build(Named(name="scaffold", options={"nodes": 2, "by_examples": by_examples}))
+    model, memory = {"w": torch.zeros(1, dtype=torch.float64)}, {}
+    for _ in range(200):
+        updates, c = [], memory["w"].item() if memory else 0.0
+        for node in range(2):
+            y, gradients = model["w"].item(), []
+            for _ in range(10):
+                gradients.append(slopes[node] * (y - ends[node]))
+                y -= 0.02 * (gradients[-1] + c - own[node])
+            now = sum(gradients) / 10
+            moved = torch.tensor([now - own[node]], dtype=torch.float64)
+            updates.append(update(node, torch.tensor([y], dtype=torch.float64), moved, examples[node]))
+            own[node] = now
+        outcome = strategy.aggregate(model, updates, memory)
+        model, memory = dict(outcome.model), dict(outcome.memory)
+    assert model["w"].item() == pytest.approx(optimum, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_narrow_model_does_not_narrow_what_scaffold_remembers(dtype):
+    """A hundredth of a control that moves a little each round adds up to the whole."""
+    strategy, memory = build(Named(name="scaffold", options={"nodes": 100})), {}
+    weights, moved = torch.zeros(3, dtype=dtype), torch.full((3,), 1 / 64, dtype=dtype)
+    rounds = 3000
+    for _ in range(rounds):
+        memory = dict(strategy.aggregate({}, [update(0, weights, moved)], memory).memory)
+    assert memory["w"].dtype == torch.float32
+    assert memory["w"].tolist() == pytest.approx([rounds / 6400] * 3, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "kept"),
+    [
+        (torch.float8_e4m3fn, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+        (torch.complex64, torch.complex64),
+    ],
+)
+def test_scaffold_remembers_in_single_precision_at_least(model, kept):
+    weights = torch.ones(3).to(model)
+    memory = build(Named(name="scaffold")).aggregate({}, [update(0, weights, weights)], {}).memory
+    assert (memory["w"].dtype, memory["w"].real.tolist()) == (kept, [1.0] * 3)
+    assert memory.spec["w"].dtype == str(kept).removeprefix("torch.")
 
 
 def test_the_rate_of_scaffold_is_not_for_statistics():

@@ -5,10 +5,12 @@ import re
 import sys
 from copy import deepcopy
 from dataclasses import asdict
+from itertools import cycle
 
 import pytest
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
+from pytorch_lightning.strategies import SingleDeviceStrategy, StrategyRegistry
 from torch.nn.functional import cosine_similarity, cross_entropy
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
@@ -65,6 +67,15 @@ class Net(pl.LightningModule):
         if self.automatic_optimization:
             return kind(self.parameters(), **self.options)
         return [kind(each.parameters(), **self.options) for each in (self.body, self.head)]
+
+class Branching(Net):
+    def training_step(self, batch, index):
+        loss = super().training_step(batch, index)
+        return loss + self.spare(batch[0][:, :1]).square().mean() if index % 2 else loss
+
+class Zeroing(Branching):
+    def optimizer_zero_grad(self, epoch, batch, optimizer):
+        optimizer.zero_grad(set_to_none=False)
 
 def rows(site, count=43):
     features = torch.randn(count, 4, dtype=torch.double, generator=torch.Generator().manual_seed(site))
@@ -184,7 +195,7 @@ def node(tmp_path):
     return node
 
 
-def by_hand(start, term, *, site=0, epochs=EPOCHS, model_args=None, loss=None):
+def by_hand(start, term, *, site=0, epochs=EPOCHS, model_args=None, loss=None, clip=None):
     """The same training in a plain loop, with `term(name, y)` beside each gradient; and the gradients before it."""
     net = load("rules_code.py:Net")(**(model_args or {}))
     net.load_state_dict(start)
@@ -196,10 +207,13 @@ def by_hand(start, term, *, site=0, epochs=EPOCHS, model_args=None, loss=None):
             made = net.body(rows)
             value = cross_entropy(net.head(made), wanted)
             (value + (loss(net, rows, made) if loss else 0)).backward()
-            raw.append({name: each.grad.clone() for name, each in net.named_parameters() if each.grad is not None})
+            for each in net.parameters():
+                each.grad = torch.zeros_like(each) if each.grad is None else each.grad
+            raw.append({name: each.grad.clone() for name, each in net.named_parameters()})
             for name, each in net.named_parameters():
-                if each.requires_grad:
-                    each.grad.add_(term(name, each.detach()))
+                each.grad.add_(term(name, each.detach()))
+            if clip:
+                torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
             optimizer.step()
     return {name: each.clone() for name, each in net.state_dict().items()}, raw
 
@@ -307,6 +321,85 @@ def test_what_watches_each_step_is_gone_after_the_user_s_code_broke(node, rule):
     with pytest.raises(RuntimeError, match="the user's code breaks"):
         node(options(rule), site=3, model_args={"crash": 2}).train(start)
     assert not _global_optimizer_post_hooks
+
+
+@pytest.mark.parametrize("model", ["Net", "Branching", "Zeroing"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"name": "fedprox", "mu": 0.8},
+        {"name": "scaffold"},
+        {"name": "scaffold", "option": 1},
+        {"name": "feddyn", "alpha": 0.8},
+        {"name": "ditto", "lambda": 0.8},
+    ],
+)
+def test_a_parameter_without_a_gradient_has_the_term_alone(node, rule, model):
+    """`spare` never has one in `Net`, and none in every second batch of the others; then all are clipped in place."""
+    one = node(rule, model=model, model_args={"spare": True}, trainer={"gradient_clip_val": 0.1})
+
+    def trained(start, term):
+        turns = cycle([False, model != "Net"])
+
+        def loss(net, rows, _made):
+            return net.spare(rows[:, :1]).square().mean() if next(turns) else 0
+
+        return by_hand(start, term, model_args={"spare": True}, loss=loss, clip=0.1)
+
+    x, c, kept = one.first, None, {}
+    for _ in range(3):
+
+        def term(name, value, x=x, c=c, kept=kept):
+            if rule["name"] == "scaffold":
+                return c[name] - kept[name] if c else torch.zeros_like(value)
+            pull = 0.8 * (value - x[name])
+            return pull - kept[name] if rule["name"] == "feddyn" and kept else pull
+
+        expected, _ = trained(x, nothing if rule["name"] == "ditto" else term)
+        update, _ = one.train(x, c)
+        assert near(update, expected)
+        if rule["name"] == "ditto":
+            assert near(one.kept, trained(kept or x, term)[0])
+        x, kept = elsewhere(update), one.kept
+        c = {name: torch.full_like(each, 0.5) for name, each in x.items()} if rule["name"] == "scaffold" else None
+
+
+class Elsewhere(SingleDeviceStrategy):
+    """Trains on a device that every machine has: its tensors do not mix with the CPU's, and come back as twos."""
+
+    def model_to_device(self):
+        self.model.to("meta")
+
+    def batch_to_device(self, batch, device=None, dataloader_idx=0):
+        return super().batch_to_device(batch, torch.device("meta"), dataloader_idx)
+
+    def teardown(self):
+        self.lightning_module.to_empty(device="cpu")
+        for each in self.lightning_module.parameters():
+            torch.nn.init.constant_(each, 2)
+        super().teardown()
+
+
+@pytest.fixture
+def elsewhere_as_strategy():
+    StrategyRegistry.register("elsewhere", Elsewhere, device="cpu")
+    yield
+    StrategyRegistry.remove("elsewhere")
+
+
+@pytest.mark.usefixtures("elsewhere_as_strategy")
+@pytest.mark.parametrize("rule", ["fedprox", "feddyn", "ditto", "moon"])
+def test_lightning_trains_on_another_device_and_brings_the_module_back_to_the_cpu(node, rule):
+    """Without scaffold, which brings values from there."""
+    one = node(options(rule), trainer={"strategy": "elsewhere"})
+    x, kept = one.first, {}
+    for _ in range(2):
+        update, _ = one.train(x)
+        assert near(update, {name: torch.full_like(each, 2) for name, each in x.items()})
+        if rule == "feddyn":
+            kept = {name: kept.get(name, 0) - 0.1 * (2 - x[name]) for name in x}
+            assert near(one.kept, kept)
+        x = elsewhere(update)
 
 
 def test_tensors_that_stay_at_home_are_trained_as_without_a_rule(node):

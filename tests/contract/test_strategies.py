@@ -3,6 +3,7 @@
 A strategy that is added to the table is tested here by that alone, with its default options.
 """
 
+import math
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -253,8 +254,42 @@ def test_fednova_needs_the_steps_and_qfedavg_the_losses():
     updates = [replace(update, steps=0, loss=None) for update in contributions(1, 2)]
     with pytest.raises(ModelError, match="steps behind each update, and has none of node-1"):
         run(build(Named(name="fednova")), updates)
-    with pytest.raises(ModelError, match="loss of each node before it trains, from 0, and has none of node-1"):
+    with pytest.raises(ModelError, match="loss of each node before it trains, a finite number from 0, and has none of"):
         run(build(Named(name="qfedavg")), updates)
+
+
+@pytest.mark.parametrize(("loss", "shown"), [(math.nan, "nan"), (math.inf, "inf"), (-1.0, "-1")])
+def test_qfedavg_names_the_node_whose_loss_is_none(loss, shown):
+    good, bad = contributions(1, 2)
+    with pytest.raises(ModelError) as error:
+        run(build(Named(name="qfedavg")), [good, replace(bad, loss=loss)])
+    assert str(error.value) == (
+        f"qfedavg needs the loss of each node before it trains, a finite number from 0, and has {shown} of {bad.name}"
+    )
+    assert f"look at the data of {bad.name}, or take it out of fed.yaml" in error.value.hint
+
+
+@pytest.mark.parametrize("q", [1.0, 40.0])
+@pytest.mark.parametrize("loss", [1e12, 1e300, 1.7e308])
+def test_qfedavg_computes_with_a_huge_loss(q, loss):
+    """Against it the others are nothing: the outcome is the update of that node."""
+    updates = [
+        Contribution(name=name, weight=1, weights=one(end), loss=before)
+        for name, end, before in (("small", 1.0, 1e-3), ("huge", 5.0, loss))
+    ]
+    found = build(Named(name="qfedavg", options={"q": q})).aggregate(one(0.0), updates, {})
+    assert found.model["w"].item() == pytest.approx(5.0)
+
+
+def test_qfedavg_names_the_node_whose_update_lies_too_far_off():
+    ends = {"near": 1.0, "far": 1e200}
+    updates = [
+        Contribution(name=name, weight=1, weights={"w": torch.tensor([end], dtype=torch.float64)}, loss=1.0)
+        for name, end in ends.items()
+    ]
+    with pytest.raises(ModelError, match=r"qfedavg cannot compute with the update of far, which lies 1e\+200") as error:
+        build(Named(name="qfedavg")).aggregate({"w": torch.zeros(1, dtype=torch.float64)}, updates, {})
+    assert "limits: {norm: 1000}" in error.value.hint
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,9 @@ def qfedavg(start, updates, weights, played, *_):
 
 def scaffold(start, updates, weights, played, memory, *_):
     options, moved = OPTIONS["scaffold"], np.stack([flat(control) for control in played.controls])
-    memory["c"] = memory.get("c", 0.0) + moved.sum(0) / options["nodes"]
-    return start + options["lr"] * (updates - start).mean(0)
+    shares = weights if options.get("by_examples") else np.full(len(updates), 1 / len(updates))
+    memory["c"] = memory.get("c", 0.0) + len(updates) / options["nodes"] * (shares @ moved)
+    return start + options["lr"] * (shares @ (updates - start))
 
 
 def feddyn(start, updates, weights, played, memory, *_):

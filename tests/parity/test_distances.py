@@ -1,12 +1,14 @@
 """The distances that krum, multi-krum and bulyan choose by: exact where updates are twins, and never NaN."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from fedctl.federation import Named
 from fedctl.strategies import Contribution, build, distances
-from fedctl.strategies.distances import squared_distances
+from fedctl.strategies.distances import distances_to, squared_distances
 
 WIDTH = 3 * distances._LONGEST + 5  # several blocks, the last of them short
 CHOOSING = ("krum", "multi-krum", "bulyan")
@@ -73,3 +75,42 @@ def test_hostile_values_at_the_end_of_the_type_choose_nothing(name, dtype, most)
     assert not np.isnan(squared_distances(updates)).any()
     model = build(Named(name=name, options={"hostile": 2})).aggregate({}, updates, {}).model
     assert max(float(tensor.abs().max()) for tensor in model.values()) < 10
+
+
+@pytest.mark.parametrize("far", [1e154, 1e200, -1e300])
+@pytest.mark.parametrize("shape", [(), (1,), (3,)])
+def test_how_far_an_update_lies_is_known_also_where_its_square_is_beyond_a_double(far, shape):
+    updates = [
+        Contribution(
+            name=f"n{n}", weight=1, weights={"a": torch.full(shape, value, dtype=torch.float64), "b": torch.tensor(4.0)}
+        )
+        for n, value in enumerate((3.0, far))
+    ]
+    start = {"a": torch.zeros(shape, dtype=torch.float64), "b": torch.tensor(4.0)}
+    width = math.sqrt(math.prod(shape))
+    found = distances_to(lambda chunks: chunks[0], updates, start)
+    np.testing.assert_allclose(found, [3 * width, abs(far) * width], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", [*CHOOSING, "median", "trimmed-mean", "geometric-median", "norm-clip"])
+@pytest.mark.parametrize("far", [1e154, 1e200, 1e300, -1.7e308])
+def test_a_scalar_at_the_end_of_a_double_is_borne(name, far):
+    values = [1.0, 2.0, far, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0]
+    updates = [
+        Contribution(name=f"n{n:02d}", weight=1, weights={"w": torch.tensor(value, dtype=torch.float64)})
+        for n, value in enumerate(values)
+    ]
+    options = {} if name == "norm-clip" else {"hostile": 1}
+    start = {"w": torch.tensor(0.0, dtype=torch.float64)}
+    model = build(Named(name=name, options=options)).aggregate(start, updates, {}).model
+    assert 1 <= float(model["w"]) <= 10
+
+
+def test_a_clipped_update_keeps_its_direction_however_far_it_goes():
+    updates = [Contribution(name="n", weight=1, weights={"w": torch.tensor([3e300, -4e300], dtype=torch.float64)})]
+    model = (
+        build(Named(name="norm-clip", options={"norm": 5}))
+        .aggregate({"w": torch.zeros(2, dtype=torch.float64)}, updates, {})
+        .model
+    )
+    np.testing.assert_allclose(model["w"], [3, -4], rtol=1e-12)

@@ -106,6 +106,16 @@ def test_what_goes_into_the_next_training_is_its_formula(name, kept, key, rounds
     np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-7 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("rounds", [cases.ROUNDS, *((kind,) for kind in ALONE)])
+def test_scaffold_by_examples_is_its_formula(rounds, monkeypatch):
+    monkeypatch.setitem(cases.OPTIONS, "scaffold", {**cases.OPTIONS["scaffold"], "by_examples": True})
+    model, memory = formulas.played("scaffold", [ROUNDS[each] for each in rounds])
+    found, kept = played("scaffold", rounds)
+    for ours, expected in ((found, model), (kept, memory["c"])):
+        row = flat({tensor: ours[tensor].double().numpy() for tensor in cases.SHAPES})
+        np.testing.assert_allclose(row, expected, rtol=1e-6, atol=1e-7 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_strategy_is_its_formula_in_bfloat16_up_to_its_last_bit(name):
     played = ROUNDS["first"]

@@ -57,6 +57,18 @@ def test_hostile_nodes_cannot_carry_a_robust_rule_away(name, seed, attacks, plac
     assert np.linalg.norm(found.astype(np.float64) - good.mean(axis=0)) < 4 * diameter
 
 
+@pytest.mark.parametrize("name", BOUNDED)
+@given(attacks=st.lists(st.floats(-1.7e308, 1.7e308), min_size=cases.HOSTILE, max_size=cases.HOSTILE))
+@settings(max_examples=25, deadline=None)
+def test_hostile_nodes_cannot_carry_a_model_of_one_double_away(name, attacks):
+    found = aggregate(
+        name,
+        np.array([[1.0], [1.5], [2.0], [2.5], [3.0], [3.5], [4.0], [4.5], [5.0]] + [[a] for a in attacks]),
+        np.zeros(1),
+    )
+    assert -16 < float(found[0]) < 22
+
+
 @pytest.mark.parametrize("name", ["median", "trimmed-mean"])
 @given(seed=st.integers(0, 999), attacks=st.lists(extremes, min_size=cases.HOSTILE, max_size=cases.HOSTILE))
 @settings(max_examples=25, deadline=None)

@@ -94,6 +94,37 @@ def test_weights_that_are_none_are_refused(files, tmp_path, weights, message):
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize("weights", [[1e308, 1e308, 1e308], [1e308, 1.5e308, 1e308]])
+def test_weights_whose_sum_is_beyond_a_double_are_shares_all_the_same(files, tmp_path, weights):
+    report = aggregate_files(files, weights=weights, strategy=FEDAVG, output=tmp_path / "out.safetensors")
+    expected = [weight / 1e308 / sum(each / 1e308 for each in weights) for weight in weights]
+    assert [each.share for each in report.contributors] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("far", [1e200, -1e300])
+@pytest.mark.parametrize("strategy", ["median", "geometric-median", "norm-clip", "krum", "fedavg"])
+def test_a_double_whose_square_is_beyond_a_double_is_aggregated_and_told_of(tmp_path, strategy, far):
+    files = [tmp_path / f"{number}.safetensors" for number in range(5)]
+    for number, path in enumerate(files):
+        save(path, {"w": torch.tensor([far if number == 2 else 1.0 + number], dtype=torch.float64)})
+    save(tmp_path / "model.safetensors", {"w": torch.zeros(1, dtype=torch.float64)})
+    output = tmp_path / "out.safetensors"
+    report = aggregate_files(files, strategy=Named(name=strategy), output=output, model=tmp_path / "model.safetensors")
+    end = Weights.open(output)["w"].item()
+    expected = [abs(value - end) / abs(end) for value in (1.0, 2.0, far, 4.0, 5.0)]
+    assert [each.distance for each in report.contributors] == pytest.approx(expected)
+    assert (abs(end) < 10) == (strategy != "fedavg")
+
+
+def test_a_distance_beyond_a_double_is_none(tmp_path):
+    """JSON has no number for it."""
+    files = [tmp_path / f"{number}.safetensors" for number in range(3)]
+    for path, value in zip(files, (1e-200, 2e-200, 1e300), strict=True):
+        save(path, {"w": torch.tensor([value], dtype=torch.float64)})
+    report = aggregate_files(files, strategy=Named(name="median"), output=tmp_path / "out.safetensors")
+    assert [each.distance for each in report.contributors] == [0.5, 0.0, None]
+
+
 def test_weights_are_refused_where_they_would_not_count(files, tmp_path):
     with pytest.raises(UsageError, match="median counts every file alike"):
         aggregate_files(files, weights=[1, 2, 3], strategy=Named(name="median"), output=tmp_path / "out.safetensors")
@@ -250,3 +281,11 @@ def test_steps_and_losses_reach_the_strategies_that_need_them(files, tmp_path):
         output = tmp_path / f"{name}-of-files.safetensors"
         aggregate_files(files, strategy=Named(name=name, options=options), output=output, **of_files)
         assert digest(output) == digest(out["model_out"])
+
+
+@pytest.mark.parametrize("name", ["fednova", "qfedavg"])
+def test_plain_files_are_told_that_a_run_knows_more_and_not_of_a_model(files, tmp_path, name):
+    with pytest.raises(ModelError, match=f"{name} needs the .* and has none of .*alice") as error:
+        aggregate_files(files, strategy=Named(name=name), output=tmp_path / "out.safetensors")
+    assert f"`fedctl aggregate RUN --strategy {name}`" in error.value.hint
+    assert not (tmp_path / "out.safetensors").exists()

@@ -1,13 +1,15 @@
 """The algorithm of a fed.yaml as a whole: what a strategy is told of the federation, and what it cannot do without."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from fedctl.errors import ConfigError
-from fedctl.federation import Federation, Named, Node, Schedule, TaskSpec
+from fedctl.federation import Federation, Monitor, Named, Node, Schedule, TaskSpec
 from fedctl.operations.algorithm import build_algorithm, strategy_of, told_of_nodes
+from fedctl.strategies import Outcome
 
 FEDERATION = Federation(
     name="f",
@@ -15,6 +17,17 @@ FEDERATION = Federation(
     task=TaskSpec(model="model.py:Net", data="data.py:Data"),
     nodes=tuple(Node(name=f"n{number}") for number in range(10)),
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A user's own strategy, which asks for two updates and knows of no hostile node."""
+
+    weighted: ClassVar[bool] = False
+    least: ClassVar[int] = 2
+
+    def aggregate(self, _model, updates, _memory):
+        return Outcome(model=updates[0].weights)
 
 
 def with_strategy(name: str, schedule: Schedule, **options: object) -> Federation:
@@ -41,13 +54,33 @@ def test_a_round_may_not_close_with_fewer_updates_than_the_strategy_needs(name, 
         with pytest.raises(ConfigError) as error:
             build_algorithm(with_strategy(name, Schedule(quorum=least - 1), **options))
         assert str(error.value) == f"strategy: {name} needs {least} updates, and a round may close with {least - 1}"
-        assert error.value.hint == f"give `schedule: {{quorum: {least}}}`, or lower its option `hostile`"
+        assert error.value.hint == f"give `schedule: {{quorum: {least}}}`, or lower `hostile`"
 
 
 def test_a_quorum_cannot_mend_a_cohort_that_is_too_small():
     with pytest.raises(ConfigError, match="krum needs 5 updates, and a round may close with 4") as error:
         build_algorithm(with_strategy("krum", Schedule(cohort=4, quorum=1.0)))
-    assert error.value.hint == "have a round ask 5 nodes or more, or lower its option `hostile`"
+    assert error.value.hint == "have a round ask 5 nodes or more, or lower `hostile`"
+
+
+def test_only_a_strategy_that_bears_hostile_nodes_is_advised_to_bear_fewer():
+    for name, options in {"multi-krum": {"hostile": 0, "keep": 6}, "tests.unit.test_algorithm:Pair": {}}.items():
+        with pytest.raises(ConfigError, match="and a round may close with 1") as error:
+            build_algorithm(with_strategy(name, Schedule(quorum=1), **options))
+        assert "hostile" not in error.value.hint
+        assert error.value.hint.startswith("give `schedule: {quorum: ")
+
+
+@pytest.mark.parametrize(("name", "options"), [("qfedavg", {}), ("norm-clip", {"rule": "qfedavg"})])
+def test_what_goes_by_losses_is_refused_where_the_metric_is_none(name, options):
+    federation = with_strategy(name, Schedule(), **options)
+    build_algorithm(federation)
+    task = replace(federation.task, monitor=Monitor(metric="val_acc", mode="max"))
+    with pytest.raises(ConfigError) as error:
+        build_algorithm(replace(federation, task=task))
+    assert str(error.value) == f"strategy: {name} goes by the nodes' losses, and of `val_acc` the more the better"
+    assert "monitor: {metric: val_loss, mode: min}" in error.value.hint
+    build_algorithm(replace(federation, strategy=Named(name="fedavg"), task=task))
 
 
 @pytest.mark.parametrize("name", ["scaffold", "feddyn"])

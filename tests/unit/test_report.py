@@ -11,7 +11,7 @@ from fedctl.measures import average, best_round, comparisons, personalization, t
 from fedctl.records import Score, TaskKey
 from fedctl.report import report
 from fedctl.state import RunState
-from tests.unit.runs import Story, finished, mid_round, preparing
+from tests.unit.runs import Story, blob, finished, mid_round, preparing
 
 KEYS = {"run", "state", "round", "rounds", "model", "metrics", "bytes", "nodes", "history", "compare"}
 NODE_KEYS = {"name", "state", "round", "attempt", "metrics", "bytes", "error"}
@@ -202,8 +202,10 @@ def test_the_json_of_personal_models():
     story = finished(personal=True)
     value = report(story.state, alive=False).to_json()
     found = value["personal"]
-    assert set(found) == {"round", "finetuned", "metrics", "worst", "nodes"}
-    assert (found["round"], found["finetuned"]) == (10, False)
+    keys = {"round", "finetuned", "global_is_part", "metrics", "compared", "diverged", "worst", "nodes"}
+    assert set(found) == keys
+    assert (found["round"], found["finetuned"], found["global_is_part"]) == (10, False, False)
+    assert (found["compared"], found["diverged"]) == (["alice", "bob", "carol"], [])
     assert set(found["metrics"]) == set(found["worst"]) == {"global", "personal"}
     assert found["metrics"]["global"] == value["metrics"]
     assert found["worst"]["personal"] == {"node": "carol", "metrics": found["nodes"][2]["personal"]}
@@ -268,15 +270,66 @@ def test_a_node_that_has_fine_tuned_waits_for_the_comparison():
     assert states(story)["alice"] == "waiting"
 
 
-def test_a_personal_model_that_has_diverged_is_the_worst_and_null():
-    story = Story("alice", "bob")
+def test_a_personal_model_that_has_diverged_is_the_worst_and_spoils_no_mean():
+    story = Story("alice", "bob", "carol")
     story.ready()
     story.evaluated(0, "alice", 0.9, personal=math.nan)
     story.evaluated(0, "bob", 0.8, personal=0.7)
+    story.evaluated(0, "carol", math.nan, personal=0.9)
     value = report(story.state, alive=True).to_json()["personal"]
-    assert value["worst"]["personal"]["node"] == "alice"
-    assert value["metrics"]["personal"]["val_acc"] is None
+    assert (value["compared"], value["diverged"]) == (["bob"], ["alice"])
+    assert [value["metrics"][label]["val_acc"] for label in ("global", "personal")] == [0.8, 0.7]
+    assert value["metrics"]["global"]["val_loss"] == 0.4
+    assert value["worst"]["personal"] == {"node": "alice", "metrics": {"val_acc": None, "val_loss": 0.4}}
+    assert value["worst"]["global"]["node"] == "carol"
     json.dumps(value, allow_nan=False)
+
+
+def test_where_all_personal_models_have_diverged_their_mean_is_null():
+    story = Story("alice", "bob")
+    story.ready()
+    for name in story.nodes:
+        story.evaluated(0, name, 0.9, personal=math.nan)
+    value = report(story.state, alive=True).to_json()["personal"]
+    assert [value["metrics"][label]["val_acc"] for label in ("global", "personal")] == [0.9, None]
+    assert value["diverged"] == ["alice", "bob"]
+
+
+def test_each_metric_is_compared_on_the_nodes_whose_two_models_both_have_it():
+    story = Story("alice", "bob", "carol")
+    story.ready()
+    for name, everyones, own in (
+        ("alice", {"val_acc": 0.8, "f1": 0.2}, {"val_acc": 0.9, "f1": 0.4}),
+        ("bob", {"val_acc": 0.1, "f1": 0.6}, {"f1": 0.7}),
+        ("carol", {"val_acc": 0.6}, {"val_acc": 0.5, "f1": 0.1}),
+    ):
+        scores = {"global": Score(examples=10, metrics=everyones), "personal": Score(examples=10, metrics=own)}
+        key = TaskKey(round=0, node=name, kind="evaluate")
+        story.tell(ModelEvaluated, task=key, scores=scores, seconds=0.1)
+    found = personalization(story.state)
+    assert found.metrics["global"] == pytest.approx({"val_acc": 0.7, "f1": 0.4})
+    assert found.metrics["personal"] == pytest.approx({"val_acc": 0.7, "f1": 0.55})
+    assert found.compared == ("alice", "carol")
+    assert (found.worst["global"].node, found.worst["personal"].node) == ("carol", "carol")
+    assert len(found.nodes) == 3
+
+
+def test_of_one_node_that_can_be_compared_none_is_worst():
+    story = Story("alice", "bob")
+    story.ready()
+    story.evaluated(0, "alice", 0.9, personal=0.95)
+    story.evaluated(0, "bob", 0.5)
+    assert personalization(story.state).worst == {"global": None, "personal": None}
+
+
+@pytest.mark.parametrize(
+    ("shares_all", "rounds", "is_part"), [(False, True, True), (False, False, False), (True, True, False)]
+)
+def test_a_global_model_is_a_part_where_nodes_have_trained_what_stays_at_home(shares_all, rounds, is_part):
+    story = finished(personal=rounds, finetune=True)
+    story.state = dataclasses.replace(story.state, rest=None if shares_all else blob("e"))
+    found = personalization(story.state)
+    assert (found.finetuned, found.global_is_part) == (True, is_part)
 
 
 def test_without_the_monitored_metric_nobody_is_worst():

@@ -28,13 +28,15 @@ from fedctl.state import RunState, apply
 from fedctl.telemetry import Preparing
 from fedctl.views import open_sink, results, show
 from fedctl.views.canvas import bar, plot
+from fedctl.views.closing import closing_lines
 from fedctl.views.dashboard import dashboard
 from fedctl.views.lines import LinesSink
 from fedctl.views.live import LiveSink
+from fedctl.views.personal import personal_lines
 from fedctl.views.sentence import is_routine, sentence
 from fedctl.views.text import change, clock, duration, figure, plain, roughly, size
 from fedctl.views.verdict import personal_verdict, verdict
-from tests.unit.runs import NAMES, Story, finished, mid_round, preparing
+from tests.unit.runs import NAMES, Story, blob, finished, mid_round, preparing
 
 SITES = tuple(f"site-{number:02d}" for number in range(50))
 MOMENTS = {
@@ -144,7 +146,8 @@ def test_the_worst_node_of_the_global_model_is_named_where_it_is_another():
     for name, value, own in (("alice", 0.5, 0.9), ("bob", 0.9, 0.6)):
         story.evaluated(4, name, value, personal=own)
     story.state = dataclasses.replace(story.state, round=5)
-    assert "\npersonal: val_acc 0.7500 (global 0.7000), worst bob 0.6000 (alice 0.5000)\n" in drawn(story)
+    told = "personal: val_acc 0.7500 (global 0.7000) on 2 of 4 nodes, worst bob 0.6000 (alice 0.5000)"
+    assert f"\n{told}\n" in drawn(story, 100)
 
 
 def test_a_finished_run_shows_personal_models_beside_the_global_one():
@@ -487,7 +490,8 @@ def test_the_verdict_is_honest(mode, alone, federated, words):
         ("max", 0.9, 0.85, "personal models did not help: -0.0500 score on each node's own data"),
         ("max", 0.9, 0.90001, "personal models made no difference to score on each node's own data"),
         ("min", 0.9, 0.4, "personal models bought -0.5000 score (lower is better) on each node's own data"),
-        ("max", 0.9, math.nan, "no score to compare by"),
+        ("max", 0.9, math.nan, "no score to compare by (2 diverged)"),
+        ("max", math.nan, 0.9, "no score to compare by"),
     ],
 )
 def test_the_verdict_on_personal_models_is_honest(mode, everyones, own, words):
@@ -508,6 +512,105 @@ def test_the_verdict_names_the_worst_node_of_each_side_and_those_better_off_with
         "worst node: alice 1.50 with the global model, bob 0.900 with its own",
         "better with the global model: bob",
     ]
+
+
+def fine_tuned_in_part():
+    """Of three nodes one has fine-tuned, one has failed to, and one is lost."""
+    story = Story("alice", "bob", "carol", rounds=1)
+    story.ready()
+    story.built()
+    story.scored = lambda _: None
+    story.round(1)
+    for name, value in (("alice", 0.9), ("bob", 0.5), ("carol", 0.7)):
+        story.evaluated(1, name, value)
+    story.finetuned("alice", 0.9, 0.95)
+    story.failed(1, "bob", kind="finetune")
+    story.lost("carol")
+    story.tell(RunFinished)
+    return story
+
+
+def test_personal_models_of_some_nodes_are_not_taken_for_all():
+    lines = drawn(fine_tuned_in_part(), 100).splitlines()
+    assert lines[-5:] == [
+        "personal models fine-tuned after round 1 on 1 of 3 nodes, each on its own data",
+        "node     global  personal      gain",
+        "alice    0.9000    0.9500   +0.0500",
+        "",
+        "fine-tuned models bought +0.0500 val_acc on 1 of 3 nodes, each on its own data",
+    ]
+
+
+def told_of_personal(story):
+    return [line.plain for line in personal_verdict(report(story.state, alive=False))]
+
+
+def test_a_personal_model_that_has_diverged_hides_no_other():
+    story = Story("alice", "bob", "carol")
+    story.ready()
+    story.evaluated(0, "alice", 0.9, personal=0.95)
+    story.evaluated(0, "bob", 0.8, personal=math.nan)
+    story.evaluated(0, "carol", 0.7, personal=0.72)
+    assert told_of_personal(story) == [
+        "personal models bought +0.0350 val_acc on 2 of 3 nodes (1 diverged), each on its own data",
+        "worst node: carol 0.7000 with the global model, bob nan with its own",
+        "better with the global model: bob",
+    ]
+
+
+def test_where_both_models_have_diverged_neither_is_better():
+    story = Story("alice", "bob")
+    story.ready()
+    story.evaluated(0, "alice", 0.9, personal=0.95)
+    story.evaluated(0, "bob", math.inf, personal=math.inf)
+    assert told_of_personal(story)[0].startswith("personal models bought +0.0500 val_acc on 1 of 2 nodes (1 diverged)")
+    assert not any("better" in line for line in told_of_personal(story))
+
+
+def keeping_at_home(**kinds):
+    """A run in which nodes share a part of the model only; `kinds` are what `Story` is told."""
+    story = finished("alice", "bob", compare=False, **kinds)
+    story.state = dataclasses.replace(story.state, rest=blob("e"))
+    return story
+
+
+PART = "the global model, in which what stays at home is as it was at first"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "words"),
+    [
+        ({"personal": True}, f"personal models: +0.0295 val_acc against {PART}"),
+        ({"personal": True, "finetune": True}, f"fine-tuned models: +0.0295 val_acc against {PART}"),
+        ({"finetune": True}, "fine-tuned models bought +0.0295 val_acc on each node's own data"),
+    ],
+)
+def test_the_verdict_says_what_a_global_model_lacks_where_nodes_train_a_part_for_themselves(kinds, words, capsys):
+    story = keeping_at_home(**kinds)
+    assert told_of_personal(story)[0] == words
+    results.launched(story.state, was_live=False, as_json=False)
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert said.count("as it was at first") == words.count(PART)
+
+
+def test_without_a_difference_to_a_part_the_verdict_says_so():
+    story = Story("alice", "bob", "carol", mode="min", metric="val_loss")
+    story.ready()
+    story.evaluated(0, "alice", 0.5, personal=0.5)
+    story.state = dataclasses.replace(story.state, rest=blob("e"))
+    assert told_of_personal(story) == [f"personal models: no difference in val_loss on 1 of 3 nodes against {PART}"]
+    story.evaluated(0, "bob", 0.5, personal=0.9)
+    told = f"personal models: +0.200 val_loss (lower is better) on 2 of 3 nodes against {PART}"
+    assert told_of_personal(story)[0] == told
+
+
+@pytest.mark.parametrize("height", range(12))
+@pytest.mark.parametrize("compare", [True, False])
+def test_what_came_of_a_run_keeps_to_its_height(height, compare):
+    known = report(finished(*SITES[:30], personal=True, compare=compare).state, alive=False)
+    assert len(personal_lines(known, 60, height)) <= height
+    assert len(closing_lines(known, 60, height)) <= height
+    assert any("bought" in line.plain for line in closing_lines(known, 60, height)) == (height > 0)
 
 
 def test_every_kind_of_event_has_a_sentence():
@@ -599,8 +702,15 @@ def test_the_lines_of_personal_models():
         "alice started fine-tuning its own model",
         "alice failed fine-tuning its own model (attempt 1): no data",
         "alice fine-tuned its own model: val_acc 0.9700 (global 0.9300)",
-        "run finished in 10s: val_acc 0.9000, personal 0.9700",
+        "run finished in 10s: val_acc 0.9000, personal 0.9700 (global 0.9300)",
     ]
+
+
+def test_the_last_line_of_a_run_compares_on_the_same_nodes():
+    assert lines_of(finished(personal=True))[-1].endswith(": val_acc 0.9467, personal 0.9706")
+    assert lines_of(fine_tuned_in_part())[-1].endswith(
+        ": val_acc 0.7000, personal 0.9500 (global 0.9000) on 1 of 3 nodes"
+    )
 
 
 def test_a_resumed_run_says_so():

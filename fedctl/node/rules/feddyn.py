@@ -42,6 +42,9 @@ class FedDyn:
 
         module = session.fit(correcting(session, term, rule="feddyn"))
         names = travelling(session)
-        ends = {name: each.detach() for name, each in module.named_parameters() if each.requires_grad and name in names}
-        pulls = {name: own(name, end) - self.alpha * (end - start(name, end)) for name, end in ends.items()}
-        return Local(module=module, kept={**session.kept, **kept(pulls, like=session.start)})
+        trained = {name: each for name, each in module.named_parameters() if each.requires_grad and name in names}
+        ends = kept(trained, like=session.start)
+        pulls = {
+            name: session.kept.get(name, 0) - self.alpha * (end - session.start[name]) for name, end in ends.items()
+        }
+        return Local(module=module, kept={**session.kept, **pulls})

@@ -24,6 +24,7 @@ def correcting(session: Session, term: Term, *, rule: str) -> Any:
     """A callback that adds the term to the gradient of each trainable parameter that travels, before each step.
 
     The term is asked once for each parameter of a step that is taken, and may look at the gradient but not change it.
+    What it gives may be of any shape that broadcasts to the parameter's, and stays as it is.
     The training raises ConfigError, in the name of `rule`, for LBFGS; for gradients that are scaled or sparse; for a
     step that Lightning does not see; and where there were steps but never a gradient.
     """
@@ -71,12 +72,13 @@ def correcting(session: Session, term: Term, *, rule: str) -> Any:
 
         @torch.no_grad()
         def correct(self, parameter: Tensor, name: str) -> None:
-            if parameter.grad is None:
-                parameter.grad = term(name, parameter.detach(), None).to(parameter)
-            elif parameter.grad.is_sparse:
+            if parameter.grad is not None and parameter.grad.is_sparse:
                 raise ConfigError(f"{rule} needs dense gradients: make the embedding without `sparse`")
-            else:
-                parameter.grad.add_(term(name, parameter.detach(), parameter.grad))
+            added = term(name, parameter.detach(), parameter.grad)
+            if parameter.grad is None:
+                # Not `added` itself: what comes after, such as clipping, changes gradients in place.
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.add_(added)
 
         def on_train_end(self, trainer: Any, _module: Any) -> None:
             self.watch.remove()
@@ -98,7 +100,8 @@ def travelling(session: Session) -> frozenset[str]:
 def nearby(tensors: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
     """What gives the tensor of a parameter's name, of the parameter's device and dtype; a zero where there is none.
 
-    A tensor is copied when it is first asked for, and then no more.
+    A tensor is copied when it is first asked for, and then no more: it is for the steps of one training. After that
+    the module is on the CPU, and the copies are where it was trained.
     """
     copies: dict[str, Tensor] = {}
 

@@ -52,7 +52,8 @@ def set_up(
     flavour_of(data_class, "LightningDataModule", task.data, flavour)
     lightning = importlib.import_module(flavour)
     seed_everything(flavour, task.seed)
-    model = model_class(**task.model_args)
+    tuned = task.finetune if task.key.kind == "finetune" else {}
+    model = model_class(**{**task.model_args, **tuned})
     data = data_class(**task.data_args)
     telemetry = _telemetry(lightning, task, report, window, phase)
     options: dict[str, Any] = {

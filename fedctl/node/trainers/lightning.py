@@ -17,7 +17,7 @@ from fedctl.node.keep import Kept
 from fedctl.node.rules import Local
 from fedctl.node.trainers.code import bind, flavour_of, load, place, seed_everything
 from fedctl.node.trainers.fitting import Report, Setup, accelerator, callback_classes, numbers, set_up
-from fedctl.node.trainers.parts import initial, shared, trained_here, whole
+from fedctl.node.trainers.parts import check_parts, initial, shared, trained_here, whole
 from fedctl.node.trainers.session import Session
 from fedctl.node.window import Window
 from fedctl.records import MEMORY, REST, Progress, Result, Score, Task
@@ -54,11 +54,13 @@ def _initialize(task: Task, folder: Path) -> Result:
     if data_class.train_dataloader is importlib.import_module(flavour).LightningDataModule.train_dataloader:
         raise ConfigError(f"{place(data_class, task.data)} has no train_dataloader()")
     bind(model_class, task.model, task.model_args, "model_args")
+    bind(model_class, task.model, {**task.model_args, **task.finetune}, "model_args, with those of finetune,")
     for node, arguments in task.data_args.items():
         bind(data_class, task.data, arguments, f"data_args, or the data of node {node},")
     for kind, each in callback_classes(task, flavour):
         bind(kind, each["class"], each["args"], "callbacks")
     model = initial(task)
+    check_parts(model, task)
     if task.local:
         rules.check(rules.build(task.local), model)
     return Result(key=task.key, update=save(folder / "update.safetensors", model.state_dict()))
@@ -67,7 +69,8 @@ def _initialize(task: Task, folder: Path) -> Result:
 def _train(task: Task, models: Mapping[str, Path], folder: Path, report: Report, window: Window) -> Result:
     """Hand in an update, and leave here what the node's next training goes on with."""
     kept = keep.load(folder.parent, task)
-    keep.sweep(folder.parent, task)
+    if task.key.kind == "train":
+        keep.sweep(folder.parent, task)
     local, session = _trained(task, models, "base", folder, report, window, kept)
     report(Progress(key=task.key, phase="saving"))
     state = local.module.state_dict()
@@ -82,7 +85,7 @@ def _train(task: Task, models: Mapping[str, Path], folder: Path, report: Report,
         examples=session.counted.telemetry.examples,
         steps=session.counted.trainer.global_step,
         partial=session.counted.telemetry.was_cut,
-        fresh=task.kept is not None and kept is None and keep.is_asked(task),
+        fresh=keep.is_asked(task) and keep.is_missed(task, kept),
         seconds=session.seconds,
         accelerator=accelerator(session.counted.trainer),
     )
@@ -138,7 +141,7 @@ def _finetune(task: Task, models: Mapping[str, Path], folder: Path, report: Repo
     kept = keep.load(folder.parent, task)
     local, _ = _trained(task, models, "global", folder, report, window, kept)
     own = {name: tensor.detach().cpu() for name, tensor in local.module.state_dict().items()}
-    save_checkpoint(folder / PERSONAL, own, task.model_args)
+    save_checkpoint(folder / PERSONAL, own, {**task.model_args, **task.finetune})
     return _scored(task, {"global": whole(task, models, "global"), "personal": own}, folder, report, window)
 
 

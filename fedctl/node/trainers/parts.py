@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from fedctl.codecs import build
-from fedctl.errors import ModelError
+from fedctl.errors import ConfigError, ModelError
 from fedctl.node.agent import Blobs
 from fedctl.node.keep import Kept
 from fedctl.node.trainers.code import flavour_of, load, seed_everything
 from fedctl.records import REST, Task
 from fedctl.share import Share
-from fedctl.weights import Weights, save
+from fedctl.weights import Weights, save, spec_of
 
 
 def share_of(task: Task) -> Share:
@@ -50,6 +50,20 @@ def initial(task: Task) -> Any:
     kind = load(task.model)
     seed_everything(flavour_of(kind, "LightningModule", task.model), task.first_seed)
     return kind(**task.model_args)
+
+
+def check_parts(model: Any, task: Task) -> None:
+    """Raises ConfigError where one tensor has a shared name and another, or where fine-tuning makes another model."""
+    share = share_of(task)
+    owners: dict[Any, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        first = owners.setdefault((tensor.data_ptr(), tensor.shape) if tensor.numel() else name, name)
+        if share.covers(first) != share.covers(name):
+            raise ConfigError(f"share: `{first}` and `{name}` are one tensor, and one of them alone is shared")
+    if task.finetune:
+        other = load(task.model)(**{**task.model_args, **task.finetune})
+        if spec_of(other.state_dict()) != spec_of(model.state_dict()):
+            raise ConfigError("finetune/model_args: they make a model of other tensors than task.model_args do")
 
 
 def whole(task: Task, models: Mapping[str, Path], label: str, kept: Kept | None = None) -> dict[str, Tensor]:
