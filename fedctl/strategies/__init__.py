@@ -31,6 +31,7 @@ STRATEGIES: Mapping[str, str] = {
     "fedadam": "fedctl.strategies.fedadam:FedAdam",
     "fedyogi": "fedctl.strategies.fedyogi:FedYogi",
     "fedadagrad": "fedctl.strategies.fedadagrad:FedAdagrad",
+    "diloco": "fedctl.strategies.diloco:DiLoCo",
     "fednova": "fedctl.strategies.fednova:FedNova",
     "qfedavg": "fedctl.strategies.qfedavg:QFedAvg",
     "scaffold": "fedctl.strategies.scaffold:Scaffold",

@@ -42,23 +42,7 @@ class Momentum:
         self, model: Mapping[str, Tensor], updates: Sequence[Contribution], memory: Mapping[str, Tensor]
     ) -> Outcome:
         """As `Strategy.aggregate`; raises ModelError where `model` is empty."""
-        from torch.optim.sgd import sgd
+        from fedctl.strategies.stepping import MOMENTUM, momentum_step, stepped
 
-        from fedctl.strategies.stepping import stepped
-
-        def step(values: Tensor, gradient: Tensor, states: Sequence[Tensor], _: float) -> None:
-            sgd(
-                [values],
-                [gradient],
-                [states[0]],
-                foreach=False,
-                weight_decay=0,
-                momentum=self.momentum,
-                lr=self.lr,
-                dampening=0,
-                nesterov=False,
-                maximize=False,
-            )
-
-        kept = ("momentum_buffer",)
-        return stepped("fedavgm", model, updates, memory, step=step, states=kept, buffers=self.buffers)
+        step = momentum_step(lr=self.lr, momentum=self.momentum, nesterov=False)
+        return stepped("fedavgm", model, updates, memory, step=step, states=MOMENTUM, buffers=self.buffers)

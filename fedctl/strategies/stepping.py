@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.optim.sgd import sgd
 
 from fedctl.header import TensorSpec
 from fedctl.strategies import Contribution, Outcome
@@ -34,7 +35,30 @@ from fedctl.weights import Lazy, spec_of
 Step = Callable[[Tensor, Tensor, Sequence[Tensor], float], None]
 """Changes values and states in place, given the gradient and the number of steps before this one."""
 
+MOMENTUM = ("momentum_buffer",)
+"""What `momentum_step` keeps."""
+
 _MODEL = ""  # no state is called so
+
+
+def momentum_step(*, lr: float, momentum: float, nesterov: bool) -> Step:
+    """A step of torch.optim's SGD with momentum, in the form of Nesterov or the plain one."""
+
+    def step(values: Tensor, gradient: Tensor, states: Sequence[Tensor], _: float) -> None:
+        sgd(
+            [values],
+            [gradient],
+            [states[0]],
+            foreach=False,
+            weight_decay=0,
+            momentum=momentum,
+            lr=lr,
+            dampening=0,
+            nesterov=nesterov,
+            maximize=False,
+        )
+
+    return step
 
 
 def stepped(

@@ -239,7 +239,10 @@ def test_momentum_leaves_statistics_to_the_mean():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *((name, {}) for name in ("fedavgm", "fedadam", "fedyogi", "fedadagrad", "fednova", "qfedavg", "feddyn")),
+        *(
+            (name, {})
+            for name in ("fedavgm", "diloco", "fedadam", "fedyogi", "fedadagrad", "fednova", "qfedavg", "feddyn")
+        ),
         ("norm-clip", {}),
         ("scaffold", {"lr": 0.5}),
     ],
@@ -312,7 +315,7 @@ def test_how_few_updates_will_do():
     assert least_of(build(Named(name="norm-clip", options={"rule": {"name": "bulyan", "hostile": 1}}))) == 7
 
 
-@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold", "feddyn"])
+@pytest.mark.parametrize("name", ["fedavgm", "diloco", "fedadam", "fedyogi", "fedadagrad", "scaffold", "feddyn"])
 def test_an_optimizer_takes_its_memory_up_from_disk(name, tmp_path):
     """Rounds in a row, and the same rounds with the memory written and read in between, end in the same bits."""
     strategy, models = build(Named(name=name)), []

@@ -9,6 +9,7 @@ HOSTILE = 2
 OPTIONS = {
     "fedavg": {},
     "fedavgm": {"momentum": 0.9, "lr": 0.3},
+    "diloco": {"momentum": 0.75, "lr": 0.5},
     "fedadam": {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
     "fedyogi": {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "tau": 1e-2},
     "fedadagrad": {"lr": 0.1, "tau": 1e-3},
@@ -25,7 +26,7 @@ OPTIONS = {
     "norm-clip": {"rule": "fedavg"},
 }
 """How each strategy of the table is set; the references have the same numbers."""
-REMEMBERING = ("fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold", "feddyn")
+REMEMBERING = ("fedavgm", "diloco", "fedadam", "fedyogi", "fedadagrad", "scaffold", "feddyn")
 ROBUST = ("trimmed-mean", "krum", "multi-krum", "bulyan")
 ROUNDS = ("first", "second", "third")
 """Rounds in a row, for those that remember."""

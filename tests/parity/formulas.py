@@ -38,6 +38,12 @@ def fedavgm(start, updates, weights, played, memory, number):
     return start - options["lr"] * memory["v"]
 
 
+def diloco(start, updates, weights, played, memory, number):
+    options, gradient = OPTIONS["diloco"], start - updates.mean(0)
+    memory["v"] = options["momentum"] * memory.get("v", 0.0) + gradient
+    return start - options["lr"] * (gradient + options["momentum"] * memory["v"])
+
+
 def fedadam(start, updates, weights, played, memory, number):
     options, change = OPTIONS["fedadam"], weights @ updates - start
     memory["m"] = options["beta1"] * memory.get("m", 0.0) + (1 - options["beta1"]) * change
@@ -137,6 +143,7 @@ def norm_clip(start, updates, weights, *_):
 RULES = {
     "fedavg": fedavg,
     "fedavgm": fedavgm,
+    "diloco": diloco,
     "fedadam": fedadam,
     "fedyogi": fedyogi,
     "fedadagrad": fedadagrad,
