@@ -137,7 +137,15 @@ def _code(folder: Path) -> Iterator[tuple[Path, bool]]:
         for name in sorted(files):
             if _looks_like_code(Path(parent, name)) and not ignored.names(Path(parent, name)):
                 secret = LEFT_OUT_MODULES if name.endswith(".py") else LEFT_OUT_FILES
-                yield place / name, not _is_one_of(name, secret)
+                yield place / name, not (_is_one_of(name, secret) or _is_federation(Path(parent, name)))
+
+
+def _is_federation(path: Path) -> bool:
+    """Whether it is the file of a federation, which names the other nodes and how to reach them."""
+    if path.suffix not in (".yaml", ".yml"):
+        return False
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return all(any(re.match(rf"['\"]?{key}['\"]?\s*:", line) for line in lines) for key in ("nodes", "task"))
 
 
 def _files_of_code(folder: Path) -> Iterator[Path]:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+WHOLE = "a pattern covers a whole name, as in `*lora_*` or `head.*`; there are"
+
+
 def divide(whole: Path, share: Share, model: Path, rest: Path) -> tuple[Blob, Blob]:
     """Write the shared part of the model in `whole` to `model`, and the rest to `rest`.
 
@@ -25,10 +28,10 @@ def divide(whole: Path, share: Share, model: Path, rest: Path) -> tuple[Blob, Bl
     weights = Weights.open(whole)
     names = list(weights)
     if idle := share.idle(names):
-        raise ConfigError(f"share: no tensor of the model matches `{idle[0]}`", hint=f"there are {_some(names)}")
+        raise ConfigError(f"share: no tensor of the model matches `{idle[0]}`", hint=f"{WHOLE}: {_some(names)}")
     shared = [name for name in names if share.covers(name)]
     if not shared:
-        raise ConfigError("share: no tensor of the model is left to share", hint=f"there are {_some(names)}")
+        raise ConfigError("share: no tensor of the model is left to share", hint=f"{WHOLE}: {_some(names)}")
     kept = [name for name in names if not share.covers(name)]
     return save(model, part(weights, shared)), save(rest, part(weights, kept))
 

@@ -70,7 +70,7 @@ def task_of(federation: Federation, action: Perform) -> Task:
     local = {"name": federation.local.name, **federation.local.options} if federation.local else {}
     if key.kind == "initialize":
         arguments = {node.name: {**spec.data_args, **node.data} for node in federation.nodes}
-        return Task(**common, data_args=arguments, trainer={}, threads=1, local=local)
+        return Task(**common, data_args=arguments, trainer=spec.trainer, threads=1, local=local)
     node = federation.node(key.node)
     trainer = {**spec.trainer, "accelerator": node.accelerator, "devices": node.devices}
     if phases := local.get("phases"):
@@ -257,6 +257,7 @@ def _hint(error: str, folder: Path) -> str:
         "task.model_args": "`task: {model_args: {...}}` in fed.yaml are the arguments of the model's __init__",
         "task.data_args": "`task: {data_args: {...}}` and each node's `data:` are the arguments of the data module",
         "no train_dataloader": "a LightningDataModule needs train_dataloader(), and val_dataloader() to be scored",
+        "task.trainer": "`task: {trainer: {...}}` in fed.yaml are arguments of Lightning's Trainer",
         "task.callbacks": "`args` beside the `class` of a callback are the arguments of its __init__",
         "local/": "`local` in fed.yaml names parts of the model as its named_parameters() and named_modules() do",
         "is no Lightning": "`task.model` names a LightningModule and `task.data` a LightningDataModule",

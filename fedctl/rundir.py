@@ -5,6 +5,7 @@ write is `lease`'s part.
 """
 
 import contextlib
+import difflib
 import hashlib
 import json
 import os
@@ -194,10 +195,11 @@ def find(folder: Path, name: str | None) -> RunDir:
         path = Path(name)
     if not (path / "run.json").exists():
         known = [run.name for run in every(folder)]
-        raise StateError(
-            f"no run {name} in {runs.absolute()}",
-            hint=f"there {'is' if len(known) == 1 else 'are'} {', '.join(known[-5:])}" if known else "`fedctl launch`",
-        )
+        close = difflib.get_close_matches(name, known, n=1)
+        there = f"there {'is' if len(known) == 1 else 'are'} {', '.join(known[-5:])}"
+        more = f" and {len(known) - 5} more" if len(known) > 5 else ""
+        hint = f"did you mean `{close[0]}`?" if close else f"{there}{more}"
+        raise StateError(f"no run {name} in {runs.absolute()}", hint=hint if known else "`fedctl launch`")
     return RunDir(path.resolve())
 
 

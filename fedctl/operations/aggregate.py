@@ -129,7 +129,13 @@ def _commit(request: Request, run: RunDir) -> Committed:
     own = strategy_of(federation)
     strategy = told_of_nodes(_strategy(request, own), federation)
     rule = build(strategy, folder=federation.folder)
-    if rule_of(rule) != rule_of(build(own, folder=federation.folder)):
+    kept = rule_of(build(own, folder=federation.folder))
+    if rule_of(rule) and not kept:
+        raise UsageError(
+            f"{strategy.name} needs what its local rule does on the nodes, and this run has none",
+            hint=f"a run with `strategy: {strategy.name}` has it",
+        )
+    if rule_of(rule) != kept:
         raise UsageError(
             f"nodes of this run keep what belongs to its own {own.name}: nothing else may close its rounds",
             hint=f"`fedctl aggregate {run.name} --strategy {strategy.name}` shows what it would give",

@@ -5,9 +5,22 @@ from dataclasses import dataclass, replace
 from fedctl import fleet
 from fedctl.errors import ConfigError
 from fedctl.federation import Federation, Named
-from fedctl.node.rules import kind_of
+from fedctl.node.rules import RULES, kind_of
 from fedctl.strategies import STRATEGIES, Strategy, build, least_of, needs_losses, rule_of
 from fedctl.strategies.options import from_options
+
+WRITTEN = {
+    "fedprox": "`local: {name: fedprox, mu: 0.01}`",
+    "ditto": "`local: {name: ditto, lambda: 0.1}`",
+    "moon": "`local: {name: moon, features: body}`, with the name of your submodule",
+    "fedbn": '`share: {except: ["norm.*"]}`, with the names of your normalisation layers',
+    "fedper": '`share: {except: ["head.*"]}`, with the names of your last layers',
+    "fedrep": '`share: {except: ["head.*"]}` and '
+    '`local: {phases: [{train: ["head.*"], epochs: 5}, {except: ["head.*"], epochs: 1}]}`',
+    "lora": '`share: {only: ["*lora_*"]}`',
+    "finetune": "`finetune: {epochs: 5}`",
+}
+"""How algorithms are written that are neither a strategy nor a rule, or the one where the other is looked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +36,7 @@ def build_algorithm(federation: Federation) -> Algorithm:
 
     Raises ConfigError for a name, a type or a range that is wrong in either, and for halves that do not go together.
     """
+    _check_words(federation)
     local = federation.local
     if local:
         from_options(kind_of(local.name), local.options, where="local")
@@ -47,6 +61,19 @@ def build_algorithm(federation: Federation) -> Algorithm:
             hint="leave `local` out, and give options to the strategy",
         )
     return Algorithm(strategy=strategy, federation=replace(federation, strategy=named, local=rule or local))
+
+
+def _check_words(federation: Federation) -> None:
+    """Refuse an algorithm that is known and written otherwise, with the way to write it."""
+    local = federation.local
+    for key, named in (("strategy", federation.strategy), ("local", local)):
+        if named and (way := WRITTEN.get(named.name)) and not way.startswith(f"`{key}: {{name: {named.name}"):
+            raise ConfigError(f"{key}: {named.name} is written otherwise", hint=f"write {way}")
+    if federation.finetune and local and local.name in RULES and kind_of(local.name).is_personal:
+        raise ConfigError(
+            f"finetune: {local.name} gives each node a model of its own already",
+            hint="leave one of the two out",
+        )
 
 
 def strategy_of(federation: Federation) -> Named:

@@ -90,15 +90,16 @@ class Strategy(Protocol):
 
 
 def resolve(name: str) -> str:
-    """The import string of the strategy of that name; `my_package.module:Class` stands for itself.
+    """The import string of the strategy of that name; `my_package.module:Class`, or `file.py:Class`, is one's own.
 
     Raises ConfigError for another name. Nothing is imported.
     """
     if name in STRATEGIES:
         return STRATEGIES[name]
-    module, colon, member = name.partition(":")
+    path, colon, member = name.partition(":")
+    module = path.removesuffix(".py").replace("/", ".")
     if colon and member.isidentifier() and all(part.isidentifier() for part in module.split(".")):
-        return name
+        return f"{module}:{member}"
     close = difflib.get_close_matches(name, STRATEGIES, n=1)
     known = f"the strategies are {', '.join(STRATEGIES)}, or `my_package.module:Class`"
     raise ConfigError(

@@ -116,6 +116,8 @@ def launched(state: RunState, *, was_live: bool, as_json: bool) -> None:
         show_summary(state if state.status != "failed" else dataclasses.replace(state, reason=None))
     if state.status == "finished":
         note(f"the model is runs/{state.run}/model.ckpt, and model.safetensors beside it")
+        if found.personal:
+            note(f"each node's own model is on it, as runs/{state.run}/personal/NODE.ckpt in ~/.fedctl")
     elif state.status == "held":
         note(f"`fedctl aggregate {state.run}` shows what the held round would give")
     metrics = found.metrics
@@ -223,9 +225,12 @@ def aggregated(done: "AggregateReport | Committed", *, as_json: bool) -> None:
         note(f"round {done.round} of run {done.run} is closed: {done.strategy} of {', '.join(done.contributors)}")
         note(f"go on with `fedctl launch --resume {done.run}`")
     else:
-        whole = sum(one.share for one in done.contributors)
         rows = [
-            [one.name, f"{one.share / whole:6.1%}", "" if one.distance is None else f"{one.distance:.4f}"]
+            [
+                one.name,
+                "" if one.share is None else f"{one.share:6.1%}",
+                "" if one.distance is None else f"{one.distance:.4f}",
+            ]
             for one in done.contributors
         ]
         show_rows(["CONTRIBUTOR", "SHARE", "DISTANCE FROM THE RESULT"], rows)

@@ -30,5 +30,5 @@ class Net(pl.LightningModule):
         self.log("val_loss", functional.mse_loss(self(rows), targets))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        # Made anew for every round: a node keeps no optimizer state between rounds.
+        # Made anew for every round, unless `task: {reset_optimizer: false}`.
         return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)

@@ -211,7 +211,7 @@ def test_fine_tuning_goes_on_from_the_nodes_own_tensors_and_leaves_a_checkpoint(
     done = do("r0001/n/f1", scored, kept="r0001/n/a1", finetune=lr, **given)
     assert done.update is None
     assert done.scores["personal"].metrics["val_acc"] > done.scores["global"].metrics["val_acc"] + 0.1
-    own = torch.load(tmp_path / "r0001-n-f1/personal.ckpt", weights_only=True)
+    own = torch.load(tmp_path / "personal/n.ckpt", weights_only=True)
     assert own["hyper_parameters"] == lr
     kept = keep.load(tmp_path, task("r0001/n/a1", **given)).private
     assert torch.allclose(own["state_dict"]["head.weight"], kept["head.weight"], atol=1e-6)

@@ -197,7 +197,7 @@ def test_fine_tuning_gives_each_node_a_model_of_its_own(place):
         scores = scored[f"r0003/{node}/f1"]["scores"]
         assert scores["global"] == scored[f"r0003/{node}/e1"]["scores"]["global"]
         assert scores["personal"]["metrics"]["val_acc"] > 0.85
-        own = torch.load(place.home / f"runs/tuned/r0003-{node}-f1/personal.ckpt", weights_only=True)
+        own = torch.load(place.home / f"runs/tuned/personal/{node}.ckpt", weights_only=True)
         assert own["hyper_parameters"]["lr"] == 0.05
         assert own["state_dict"].keys() == weights(place, "tuned", "model.safetensors").keys()
     personal = place.json("status", "tuned")["personal"]

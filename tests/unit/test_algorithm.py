@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 
 from fedctl.errors import ConfigError
-from fedctl.federation import Federation, Monitor, Named, Node, Schedule, TaskSpec
+from fedctl.federation import Federation, Finetune, Monitor, Named, Node, Schedule, TaskSpec
 from fedctl.operations.algorithm import build_algorithm, strategy_of, told_of_nodes
 from fedctl.strategies import Outcome
 
@@ -96,3 +96,24 @@ def test_a_local_rule_brings_the_strategy_that_it_is_half_of():
     found = strategy_of(replace(FEDERATION, local=local))
     assert found == Named(name="feddyn", options={"alpha": 0.3, "nodes": 10})
     assert strategy_of(replace(FEDERATION, local=Named(name="fedprox"))) == Named(name="fedavg")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message", "hint"),
+    [
+        ({"strategy": Named(name="fedprox")}, "strategy: fedprox is written otherwise", "`local: {name: fedprox"),
+        ({"strategy": Named(name="fedper")}, "strategy: fedper is written otherwise", '`share: {except: ["head.*"]}`'),
+        ({"local": Named(name="fedbn")}, "local: fedbn is written otherwise", '`share: {except: ["norm.*"]}`'),
+        ({"local": Named(name="fedrep")}, "local: fedrep is written otherwise", "`local: {phases: [{train:"),
+        (
+            {"local": Named(name="ditto"), "finetune": Finetune()},
+            "finetune: ditto gives each node a model of its own already",
+            "leave one of the two out",
+        ),
+    ],
+)
+def test_an_algorithm_that_is_written_otherwise_is_refused_with_the_way_to_write_it(fields, message, hint):
+    with pytest.raises(ConfigError) as refused:
+        build_algorithm(replace(FEDERATION, **fields))
+    assert refused.value.message == message
+    assert hint in refused.value.hint

@@ -339,3 +339,11 @@ class TestInARepository:
         monkeypatch.setattr(Path, "read_text", refuse)  # root may read everything
         with pytest.raises(ConfigError, match=r"work/\.gitignore: cannot be read: Permission denied"):
             names(repository / "fed")
+
+
+def test_no_file_of_a_federation_travels_whatever_it_is_called(folder):
+    """It names the other nodes and how to reach them."""
+    (folder / "hospitals.yaml").write_text("name: h\ntask: {model: model.py:Net}\nnodes:\n  - name: alice\n")
+    (folder / "old.yml").write_text('"nodes": []\n"task": {}\n')
+    (folder / "settings.yaml").write_text("task: triage\nlr: 0.1\n")
+    assert {"hospitals.yaml", "old.yml", "settings.yaml"} & set(names(folder)) == {"settings.yaml"}

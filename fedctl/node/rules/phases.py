@@ -47,7 +47,7 @@ class Phases:
 
     def check(self, module: Any) -> None:
         """Raises ConfigError for a pattern that matches no parameter that is trained, or a phase that trains none."""
-        trainable = {name for name, each in module.named_parameters() if each.requires_grad}
+        trainable = [name for name, each in module.named_parameters() if each.requires_grad]
         for phase in self.phases:
             _check(phase, trainable)
 

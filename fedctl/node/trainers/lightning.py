@@ -3,9 +3,11 @@
 Each kind of task, from its models to its result. What a local rule is, and what Lightning is given, are others' part.
 """
 
+import difflib
 import importlib
+import inspect
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,8 +25,8 @@ from fedctl.node.window import Window
 from fedctl.records import MEMORY, REST, Progress, Result, Score, Task
 from fedctl.weights import CONTROL, save, save_checkpoint
 
-PERSONAL = "personal.ckpt"
-"""The node's own model after fine-tuning, in its task's folder: as Lightning loads it."""
+PERSONAL = "personal"
+"""The folder in that of the run where each node's own model is, as Lightning loads it: `alice.ckpt`."""
 
 
 def perform(task: Task, models: Mapping[str, Path], folder: Path, report: Report, threads: int) -> Result:
@@ -55,6 +57,11 @@ def _initialize(task: Task, folder: Path) -> Result:
         raise ConfigError(f"{place(data_class, task.data)} has no train_dataloader()")
     bind(model_class, task.model, task.model_args, "model_args")
     bind(model_class, task.model, {**task.model_args, **task.finetune}, "model_args, with those of finetune,")
+    known = inspect.signature(importlib.import_module(flavour).Trainer.__init__).parameters
+    for name in task.trainer:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(f"task.trainer: Lightning's Trainer has no argument {name!r}{_meant(close)}")
     for node, arguments in task.data_args.items():
         bind(data_class, task.data, arguments, f"data_args, or the data of node {node},")
     for kind, each in callback_classes(task, flavour):
@@ -64,6 +71,10 @@ def _initialize(task: Task, folder: Path) -> Result:
     if task.local:
         rules.check(rules.build(task.local), model)
     return Result(key=task.key, update=save(folder / "update.safetensors", model.state_dict()))
+
+
+def _meant(close: Sequence[str]) -> str:
+    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def _train(task: Task, models: Mapping[str, Path], folder: Path, report: Report, window: Window) -> Result:
@@ -124,6 +135,7 @@ def _evaluate(task: Task, models: Mapping[str, Path], folder: Path, report: Repo
     }
     if own := _personal(task, models, keep.load(folder.parent, task)):
         scored["personal"] = own
+        _leave(task, own, folder)
     return _scored(task, scored, folder, report, window)
 
 
@@ -141,8 +153,16 @@ def _finetune(task: Task, models: Mapping[str, Path], folder: Path, report: Repo
     kept = keep.load(folder.parent, task)
     local, _ = _trained(task, models, "global", folder, report, window, kept)
     own = {name: tensor.detach().cpu() for name, tensor in local.module.state_dict().items()}
-    save_checkpoint(folder / PERSONAL, own, {**task.model_args, **task.finetune})
+    _leave(task, own, folder)
     return _scored(task, {"global": whole(task, models, "global"), "personal": own}, folder, report, window)
+
+
+def _leave(task: Task, model: Mapping[str, Tensor], folder: Path) -> None:
+    """Leave the node's own model for its owner, in place of the one before."""
+    place = folder.parent / PERSONAL
+    place.mkdir(mode=0o700, exist_ok=True)
+    arguments = {**task.model_args, **(task.finetune if task.key.kind == "finetune" else {})}
+    save_checkpoint(place / f"{task.key.node}.ckpt", model, arguments)
 
 
 def _scored(
