@@ -106,36 +106,42 @@ def same(one, other) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_what_is_not_shared_stays_at_home(place):
+@pytest.fixture(scope="module")
+def heads(place) -> Place:
+    """With a run in which each node has a head of its own."""
     launch(place, "heads", HEADS)
-    first, last = weights(place, "heads", "rounds/0000/rest.safetensors"), weights(place, "heads", "model.safetensors")
+    return place
+
+
+def test_what_is_not_shared_stays_at_home(heads):
+    first, last = weights(heads, "heads", "rounds/0000/rest.safetensors"), weights(heads, "heads", "model.safetensors")
     assert first.keys() == {"head.weight", "head.bias"}
-    shared = weights(place, "heads", "rounds/0003/model.safetensors")
+    shared = weights(heads, "heads", "rounds/0003/model.safetensors")
     assert shared.keys().isdisjoint(first)
     assert same(last, {**first, **shared}), "the whole model has the rest as it was at first"
-    for update in (place.folder / "runs/heads/rounds").glob("*/updates/*"):
+    for update in (heads.folder / "runs/heads/rounds").glob("*/updates/*"):
         assert Weights.open(update).keys() == shared.keys()
-    checkpoint = torch.load(place.folder / "runs/heads/model.ckpt", weights_only=True)
+    checkpoint = torch.load(heads.folder / "runs/heads/model.ckpt", weights_only=True)
     assert same(checkpoint["state_dict"], last)
 
 
-def test_a_node_keeps_what_its_next_training_goes_on_with_and_no_more(place):
+def test_a_node_keeps_what_its_next_training_goes_on_with_and_no_more(heads):
     for node in ("left", "right"):
-        kept = kept_by(place, "heads", node)
+        kept = kept_by(heads, "heads", node)
         assert kept["r0003-" + node + "-a1"].keys() == {"private/head.weight", "private/head.bias"}
         assert kept.keys() <= {f"r0002-{node}-a1", f"r0003-{node}-a1"}
-    one, other = (kept_by(place, "heads", node)[f"r0003-{node}-a1"] for node in ("left", "right"))
+    one, other = (kept_by(heads, "heads", node)[f"r0003-{node}-a1"] for node in ("left", "right"))
     assert not same(one, other)
 
 
-def test_each_node_scores_its_own_model_beside_the_global_one(place):
-    scored = of_kind(place, "heads", "ModelEvaluated")
+def test_each_node_scores_its_own_model_beside_the_global_one(heads):
+    scored = of_kind(heads, "heads", "ModelEvaluated")
     assert scored["r0000/left/e1"]["scores"].keys() == {"global"}
     own = [scored[f"r0003/{node}/e1"]["scores"]["personal"]["metrics"]["val_acc"] for node in ("left", "right")]
     of_all = [scored[f"r0003/{node}/e1"]["scores"]["global"]["metrics"]["val_acc"] for node in ("left", "right")]
     assert min(own) > 0.8
     assert sum(of_all) == pytest.approx(1.0, abs=0.05), "what is right on one node is wrong on the other"
-    personal = place.json("status", "heads")["personal"]
+    personal = heads.json("status", "heads")["personal"]
     assert personal["metrics"]["personal"]["val_acc"] == pytest.approx(sum(own) / 2)
     assert personal["worst"]["personal"]["metrics"]["val_acc"] == min(own)
 
@@ -240,8 +246,8 @@ def test_a_round_of_nodes_that_keep_something_for_a_strategy_is_closed_by_that_s
     place.fedctl("aggregate", "committed", "--commit")
 
 
-def test_what_an_aggregate_writes_of_a_run_is_a_whole_model(place):
-    place.fedctl("aggregate", "heads", "--strategy", "median", "-o", "median.ckpt", "--force")
-    written = torch.load(place.folder / "median.ckpt", weights_only=True)["state_dict"]
-    assert written.keys() == weights(place, "heads", "model.safetensors").keys()
-    assert torch.equal(written["head.weight"], weights(place, "heads", "rounds/0000/rest.safetensors")["head.weight"])
+def test_what_an_aggregate_writes_of_a_run_is_a_whole_model(heads):
+    heads.fedctl("aggregate", "heads", "--strategy", "median", "-o", "median.ckpt", "--force")
+    written = torch.load(heads.folder / "median.ckpt", weights_only=True)["state_dict"]
+    assert written.keys() == weights(heads, "heads", "model.safetensors").keys()
+    assert torch.equal(written["head.weight"], weights(heads, "heads", "rounds/0000/rest.safetensors")["head.weight"])
