@@ -39,14 +39,14 @@ _LARGE = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contributor:
-    """One file of an aggregate: `share` of the weight, and how far it lies from the result.
+    """One file of an aggregate: its `share` of the weight (None: the strategy knows none), and how far it lies off.
 
     `distance` is the norm of file - result over the norm of result, of all floating values; None where the result is 0,
     or so small that their ratio is beyond a double.
     """
 
     name: str
-    share: float
+    share: float | None
     distance: float | None
 
 
@@ -122,7 +122,9 @@ def aggregate_files(
         for path, weight, (own, beside), taken, loss in told
     ]
     kept = Weights.open(memory) if memory else {}
-    result = _checked(rule.aggregate(start, updates, kept).model)
+    made = rule.aggregate(start, updates, kept).model
+    check_spec(spec_of(made), spec_of(first), what="the aggregated model", against=str(files[0]))
+    result = _checked(made)
     if rest:
         result = joined(result, Weights.open(rest))
     if output.suffix == ".ckpt":
@@ -139,7 +141,11 @@ def aggregate_files(
         tensors=len(spec),
         parameters=sum(tensor.count for tensor in spec.values()),
         contributors=tuple(
-            Contributor(name=update.name, share=share / math.fsum(shares), distance=_distance(update.weights, written))
+            Contributor(
+                name=update.name,
+                share=share / math.fsum(shares) if rule.weighted else None,
+                distance=_distance(update.weights, written),
+            )
             for update, share in zip(updates, shares, strict=True)
         ),
     )

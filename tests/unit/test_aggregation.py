@@ -289,3 +289,25 @@ def test_plain_files_are_told_that_a_run_knows_more_and_not_of_a_model(files, tm
         aggregate_files(files, strategy=Named(name=name), output=tmp_path / "out.safetensors")
     assert f"`fedctl aggregate RUN --strategy {name}`" in error.value.hint
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_strategy_that_knows_no_weights_tells_of_no_shares(files, tmp_path):
+    report = aggregate_files(files, strategy=Named(name="median"), output=tmp_path / "out.safetensors")
+    assert {one.share for one in report.contributors} == {None}
+
+
+def test_a_model_of_other_types_than_the_files_is_refused_over_files_as_in_a_run(files, tmp_path, monkeypatch):
+    """As one's own strategy would give that takes the mean of counters."""
+    (tmp_path / "floating.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from typing import ClassVar\n"
+        "from fedctl.strategies import Outcome\n\n"
+        "@dataclass(frozen=True)\nclass Floating:\n    weighted: ClassVar[bool] = False\n\n"
+        "    def aggregate(self, model, updates, memory):\n"
+        "        return Outcome(model={n: t.float() for n, t in updates[0].weights.items()})\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    output = tmp_path / "out.safetensors"
+    with pytest.raises(ModelError, match="the aggregated model: tensor `bn.num_batches_tracked` is float32"):
+        aggregate_files(files, strategy=Named(name="floating.py:Floating"), output=output)
+    assert not output.exists()
