@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FLOWER := $(VENV)/flower/.installed
+IMAGES := $(VENV)/.images
 
 SSHD := PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null
 
@@ -31,7 +32,7 @@ check: $(STAMP)
 bench: $(STAMP) $(FLOWER) sshd
 	$(BIN)/python -m tests.bench
 
-claims: $(STAMP)
+claims: $(STAMP) $(IMAGES)
 	$(BIN)/python -m pytest -m slow tests/claims
 
 chaos: $(STAMP) sshd
@@ -60,6 +61,11 @@ $(FLOWER): pyproject.toml | $(STAMP)
 	test -x $(VENV)/flower/bin/python || $(BIN)/python -m venv $(VENV)/flower
 	$(VENV)/flower/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/flower/bin/python -m pip install --quiet --group parity
+	@touch $@
+
+# What claims are tried on.
+$(IMAGES): pyproject.toml | $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps --group claims
 	@touch $@
 
 clean:

@@ -308,6 +308,6 @@ def test_a_model_of_other_types_than_the_files_is_refused_over_files_as_in_a_run
     )
     monkeypatch.chdir(tmp_path)
     output = tmp_path / "out.safetensors"
-    with pytest.raises(ModelError, match="the aggregated model: tensor `bn.num_batches_tracked` is float32"):
+    with pytest.raises(ModelError, match=r"the aggregated model: tensor `bn\.num_batches_tracked` is float32"):
         aggregate_files(files, strategy=Named(name="floating.py:Floating"), output=output)
     assert not output.exists()
