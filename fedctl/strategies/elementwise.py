@@ -21,7 +21,7 @@ from fedctl.strategies import Contribution
 from fedctl.weights import Lazy, spec_of
 
 CHUNK = 1 << 15  # elements: a chunk in the wide type stays in the cache, and torch handles it on one thread
-_MOST_SORTED = 1 << 16  # values of all updates that one thread sorts at once: a table of doubles is half a MiB
+_MOST_SORTED = 1 << 18  # values of all updates that one thread sorts at once
 
 _TINY = 2.0**-540  # no sum of squares of doubles that were made so much smaller is beyond a double
 
