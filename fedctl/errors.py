@@ -19,7 +19,21 @@ A message says what happened, to what, in lower case and without a full stop; th
 An error never prints itself: `cli.main` shows it, once.
 """
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
+
+
+def closest(wrong: str, known: Iterable[str]) -> str | None:
+    """Which of the known names was probably meant; None where none is near."""
+    import difflib  # here, so that commands which go well do not wait for it
+
+    return next(iter(difflib.get_close_matches(wrong, list(known), n=1)), None)
+
+
+def suggestion(wrong: str, known: Iterable[str], otherwise: str) -> str:
+    """The hint for a name that is not known: the one that was probably meant, else `otherwise`."""
+    near = closest(wrong, known)
+    return f"did you mean `{near}`?" if near else otherwise
 
 
 class FedctlError(Exception):

@@ -5,7 +5,6 @@ write is `lease`'s part.
 """
 
 import contextlib
-import difflib
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedctl import lease
-from fedctl.errors import StateError, UsageError
+from fedctl.errors import StateError, UsageError, suggestion
 from fedctl.lease import Lease
 from fedctl.records import Blob, TaskKey
 
@@ -195,11 +194,10 @@ def find(folder: Path, name: str | None) -> RunDir:
         path = Path(name)
     if not (path / "run.json").exists():
         known = [run.name for run in every(folder)]
-        close = difflib.get_close_matches(name, known, n=1)
         there = f"there {'is' if len(known) == 1 else 'are'} {', '.join(known[-5:])}"
         more = f" and {len(known) - 5} more" if len(known) > 5 else ""
-        hint = f"did you mean `{close[0]}`?" if close else f"{there}{more}"
-        raise StateError(f"no run {name} in {runs.absolute()}", hint=hint if known else "`fedctl launch`")
+        hint = suggestion(name, known, f"{there}{more}") if known else "`fedctl launch`"
+        raise StateError(f"no run {name} in {runs.absolute()}", hint=hint)
     return RunDir(path.resolve())
 
 

@@ -4,7 +4,6 @@ A template is a folder with a `fed.yaml`, and the code and the README that go wi
 `fedctl/_templates` in an installed wheel, and `templates` beside the package in a checkout.
 """
 
-import difflib
 import os
 import re
 import shlex
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from fedctl.errors import StateError, UsageError
+from fedctl.errors import StateError, UsageError, closest
 
 
 def _templates_folder(package: Path) -> Path:
@@ -99,9 +98,9 @@ def _find(name: str) -> Template:
         return known[name]
     if not known:
         raise StateError(f"no templates in {TEMPLATES_FOLDER}", hint="install fedctl again")
-    near = difflib.get_close_matches(name, known, n=1)
+    near = closest(name, known)
     there = f"the templates are {', '.join(known)}"
-    raise UsageError(f"no template is called {name!r}", hint=f"did you mean `{near[0]}`? {there}" if near else there)
+    raise UsageError(f"no template is called {name!r}", hint=f"did you mean `{near}`? {there}" if near else there)
 
 
 def _summary(readme: Path) -> str:

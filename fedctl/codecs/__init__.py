@@ -6,12 +6,11 @@ Python 3.10 or newer; a name is checked without importing torch. A new codec is 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from fedctl.errors import ConfigError
+from fedctl.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +33,7 @@ class Codec(Protocol):
 def build(name: str) -> Codec:
     """The codec of that name; raises ConfigError where there is none."""
     if name not in CODECS:
-        close = difflib.get_close_matches(name, CODECS, n=1)
-        hint = f"did you mean `{close[0]}`?" if close else f"the codecs are {', '.join(CODECS)}"
+        hint = suggestion(name, CODECS, f"the codecs are {', '.join(CODECS)}")
         raise ConfigError(f"codec: there is none called {name!r}", hint=hint)
     module, _, member = CODECS[name].partition(":")
     codec: Codec = getattr(importlib.import_module(module), member)()

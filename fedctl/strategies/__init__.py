@@ -9,7 +9,6 @@ A new strategy is one file here and one line in `STRATEGIES`.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from fedctl.errors import ConfigError
+from fedctl.errors import ConfigError, suggestion
 from fedctl.federation import Named
 from fedctl.strategies.options import from_options
 
@@ -100,11 +99,8 @@ def resolve(name: str) -> str:
     module = path.removesuffix(".py").replace("/", ".")
     if colon and member.isidentifier() and all(part.isidentifier() for part in module.split(".")):
         return f"{module}:{member}"
-    close = difflib.get_close_matches(name, STRATEGIES, n=1)
     known = f"the strategies are {', '.join(STRATEGIES)}, or `my_package.module:Class`"
-    raise ConfigError(
-        f"strategy: there is none called {name!r}", hint=f"did you mean `{close[0]}`?" if close else known
-    )
+    raise ConfigError(f"strategy: there is none called {name!r}", hint=suggestion(name, STRATEGIES, known))
 
 
 def build(named: Named, *, folder: Path | None = None) -> Strategy:

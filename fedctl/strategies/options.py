@@ -7,13 +7,12 @@ these, a union of them, or another `Named` member of the family. A field `lambda
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from fedctl.errors import ConfigError
+from fedctl.errors import ConfigError, suggestion
 from fedctl.federation import Named
 
 STATISTICS = ("*running_mean", "*running_var")
@@ -84,9 +83,7 @@ def _words(wanted: Any) -> str:
 
 
 def _suggestion(wrong: str, fields: Mapping[str, Any]) -> str:
-    if close := difflib.get_close_matches(wrong, fields, n=1):
-        return f"did you mean `{close[0]}`?"
-    return f"its options are {', '.join(fields)}" if fields else "it has no options"
+    return suggestion(wrong, fields, f"its options are {', '.join(fields)}" if fields else "it has no options")
 
 
 def check_above_zero(**values: float) -> None:

@@ -1,9 +1,10 @@
-"""How a value, a list of choices and a suggestion read in a message. Standard library only."""
+"""How a value, a list of choices and a suggestion read in a message."""
 
-import difflib
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+from fedctl.errors import closest
 
 _LONGEST = 40
 
@@ -45,8 +46,8 @@ def either(choices: Sequence[str], *, word: str = "or") -> str:
 def nearest(wrong: str, choices: Iterable[str]) -> str | None:
     """The one of the choices that was probably meant."""
     by_folded = {choice.casefold(): choice for choice in choices}
-    found = difflib.get_close_matches(wrong[:200].casefold(), by_folded, n=1)
-    return by_folded[found[0]] if found else None
+    found = closest(wrong[:200].casefold(), by_folded)
+    return by_folded[found] if found else None
 
 
 def suggestion(wrong: str, choices: Sequence[str], *, otherwise: str) -> str:

@@ -7,14 +7,13 @@ options are checked at once, on the coordinator. A new rule is one file here and
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from keyword import iskeyword
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
-from fedctl.errors import ConfigError
+from fedctl.errors import ConfigError, suggestion
 from fedctl.share import Share
 
 if TYPE_CHECKING:
@@ -91,11 +90,8 @@ class Rule(Protocol):
 def kind_of(name: str) -> type[Rule]:
     """The dataclass of the rule of that name; raises ConfigError where there is none."""
     if name not in RULES:
-        close = difflib.get_close_matches(name, RULES, n=1)
-        raise ConfigError(
-            f"local: there is no rule called {name!r}",
-            hint=f"did you mean `{close[0]}`?" if close else f"the rules are {', '.join(RULES)}",
-        )
+        hint = suggestion(name, RULES, f"the rules are {', '.join(RULES)}")
+        raise ConfigError(f"local: there is no rule called {name!r}", hint=hint)
     module, _, member = RULES[name].partition(":")
     return cast("type[Rule]", getattr(importlib.import_module(module), member))
 

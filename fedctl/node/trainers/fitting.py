@@ -52,8 +52,7 @@ def set_up(
     flavour_of(data_class, "LightningDataModule", task.data, flavour)
     lightning = importlib.import_module(flavour)
     seed_everything(flavour, task.seed)
-    tuned = task.finetune if task.key.kind == "finetune" else {}
-    model = model_class(**{**task.model_args, **tuned})
+    model = model_class(**model_args(task))
     data = data_class(**task.data_args)
     telemetry = _telemetry(lightning, task, report, window, phase)
     options: dict[str, Any] = {
@@ -76,6 +75,11 @@ def set_up(
         warnings.simplefilter("ignore")
         trainer = lightning.Trainer(**options)
     return Setup(model=model, data=data, trainer=trainer, telemetry=telemetry)
+
+
+def model_args(task: Task) -> dict[str, Any]:
+    """The arguments that the task's model is built with."""
+    return {**task.model_args, **(task.finetune if task.key.kind == "finetune" else {})}
 
 
 def lightning_of(task: Task) -> Any:

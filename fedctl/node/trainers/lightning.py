@@ -3,22 +3,21 @@
 Each kind of task, from its models to its result. What a local rule is, and what Lightning is given, are others' part.
 """
 
-import difflib
 import importlib
 import inspect
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fedctl.errors import ConfigError, Declined
+from fedctl.errors import ConfigError, Declined, closest
 from fedctl.node import keep, rules
 from fedctl.node.keep import Kept
 from fedctl.node.rules import Local
 from fedctl.node.trainers.code import bind, flavour_of, load, place, seed_everything
-from fedctl.node.trainers.fitting import Report, Setup, accelerator, callback_classes, numbers, set_up
+from fedctl.node.trainers.fitting import Report, Setup, accelerator, callback_classes, model_args, numbers, set_up
 from fedctl.node.trainers.parts import check_parts, initial, shared, trained_here, whole
 from fedctl.node.trainers.session import Session
 from fedctl.node.window import Window
@@ -60,8 +59,9 @@ def _initialize(task: Task, folder: Path) -> Result:
     known = inspect.signature(importlib.import_module(flavour).Trainer.__init__).parameters
     for name in task.trainer:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            raise ConfigError(f"task.trainer: Lightning's Trainer has no argument {name!r}{_meant(close)}")
+            near = closest(name, known)
+            meant = f", did you mean {near!r}?" if near else ""
+            raise ConfigError(f"task.trainer: Lightning's Trainer has no argument {name!r}{meant}")
     for node, arguments in task.data_args.items():
         bind(data_class, task.data, arguments, f"data_args, or the data of node {node},")
     for kind, each in callback_classes(task, flavour):
@@ -71,10 +71,6 @@ def _initialize(task: Task, folder: Path) -> Result:
     if task.local:
         rules.check(rules.build(task.local), model)
     return Result(key=task.key, update=save(folder / "update.safetensors", model.state_dict()))
-
-
-def _meant(close: Sequence[str]) -> str:
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def _train(task: Task, models: Mapping[str, Path], folder: Path, report: Report, window: Window) -> Result:
@@ -161,8 +157,7 @@ def _leave(task: Task, model: Mapping[str, Tensor], folder: Path) -> None:
     """Leave the node's own model for its owner, in place of the one before."""
     place = folder.parent / PERSONAL
     place.mkdir(mode=0o700, exist_ok=True)
-    arguments = {**task.model_args, **(task.finetune if task.key.kind == "finetune" else {})}
-    save_checkpoint(place / f"{task.key.node}.ckpt", model, arguments)
+    save_checkpoint(place / f"{task.key.node}.ckpt", model, model_args(task))
 
 
 def _scored(
