@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FLOWER := $(VENV)/flower/.installed
+DEPLOYED := $(VENV)/flower/.deployed
 IMAGES := $(VENV)/.images
 
 SSHD := PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null
 
-.PHONY: demo test check bench claims chaos format clean sshd
+.PHONY: demo test check bench bench-peers claims chaos format clean sshd
 
 demo: $(STAMP)
 	rm -rf demo
@@ -31,6 +32,9 @@ check: $(STAMP)
 
 bench: $(STAMP) $(FLOWER) sshd
 	$(BIN)/python -m tests.bench
+
+bench-peers: $(STAMP) $(DEPLOYED) $(IMAGES) sshd
+	$(BIN)/python -m tests.bench.peers $(PEERS)
 
 claims: $(STAMP) $(IMAGES)
 	$(BIN)/python -m pytest -m slow tests/claims
@@ -63,7 +67,12 @@ $(FLOWER): pyproject.toml | $(STAMP)
 	$(VENV)/flower/bin/python -m pip install --quiet --group parity
 	@touch $@
 
-# What claims are tried on.
+# The same, able to train: what whole runs are compared with.
+$(DEPLOYED): $(FLOWER) constraints.txt
+	$(VENV)/flower/bin/python -m pip install --quiet "$$(grep ^torch== constraints.txt)"
+	@touch $@
+
+# What claims are tried on, and peers.
 $(IMAGES): pyproject.toml | $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps --group claims
 	@touch $@

@@ -24,12 +24,13 @@ class Prepare:
 class Perform:
     """Have a node do a task on these models; it goes on with what its training `kept` has left on it (None: nothing).
 
-    `passes` multiplies the epochs (alone, all rounds are one task). After `seconds` the node hands in what it has done;
-    None lets it come to its end.
+    `previous` is the model that a `DIFFERENCE` among the models leads on from. `passes` multiplies the epochs (alone,
+    all rounds are one task). After `seconds` the node hands in what it has done; None lets it come to its end.
     """
 
     task: TaskKey
     models: Mapping[str, Blob] = field(default_factory=dict)
+    previous: Blob | None = None
     passes: int = 1
     kept: TaskKey | None = None
     seconds: float | None = None
@@ -53,12 +54,16 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenRound:
-    """Open a round with this cohort; `wanted` updates close it, and it cannot close without a `quorum`."""
+    """Open a round with this cohort; `wanted` updates close it, and it cannot close without a `quorum`.
+
+    Updates that began up to `max_staleness` rounds earlier count in it.
+    """
 
     round: int
     nodes: tuple[str, ...]
     wanted: int
     quorum: int
+    max_staleness: int = 0
 
     @property
     def key(self) -> str:
@@ -67,7 +72,7 @@ class OpenRound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WidenRound:
-    """Add nodes to a round whose cohort cannot reach the quorum."""
+    """Add nodes to a round whose cohort cannot reach the quorum, or where more may train now."""
 
     round: int
     nodes: tuple[str, ...]

@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Literal
 
 from fedctl import fleet
-from fedctl.events import Traffic
 from fedctl.records import Kind, TaskKey
 from fedctl.state import Answer, Failed, NodeState, Received, RunState, Scored
+from fedctl.traffic import Traffic
 
 Activity = Literal[
     "preparing",
@@ -101,10 +101,11 @@ def node_standing(
 
 
 def at_work(state: RunState, node: NodeState) -> TaskKey | None:
-    """What a node works on, by the journal: what it was last seen to begin, or else the training of the open round."""
-    if node.task is not None or node.status != "ready" or state.open is None:
+    """What a node works on, by the journal: what it was last seen to begin, or else a training that still counts."""
+    if node.task is not None or node.status != "ready":
         return node.task
-    return state.open.training(node.name)
+    begun = state.begun(node.name)
+    return begun and begun[0]
 
 
 def activity(state: RunState, node: NodeState, task: TaskKey | None, *, running: bool) -> Activity:

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fedctl.division import due
 from fedctl.errors import FedctlError, ModelError, UsageError
 from fedctl.federation import Named
 from fedctl.records import Blob
+from fedctl.share import EVERYTHING, Share
 from fedctl.soundness import check_controls, check_finite, check_spec, check_update
 from fedctl.strategies import Contribution, Strategy, build, uses_controls
-from fedctl.strategies.elementwise import CHUNK, in_a_row, is_averaged, norm, scaled
+from fedctl.strategies.elementwise import CHUNK, Moved, in_a_row, is_averaged, norm, scaled
 from fedctl.weights import (
     Lazy,
     Weights,
@@ -35,6 +37,14 @@ from fedctl.weights import (
 
 _MMAP_THRESHOLD = -3  # mallopt's M_MMAP_THRESHOLD
 _LARGE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Late:
+    """An update that began from the model in `base`, not from the newest: of its way from there a `share` counts."""
+
+    base: Path
+    share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,16 +90,19 @@ def aggregate_files(
     memory: Path | None = None,
     steps: Sequence[int] | None = None,
     losses: Sequence[float | None] | None = None,
+    late: Sequence[Late | None] | None = None,
     rest: Path | None = None,
+    in_part: bool = False,
     force: bool = False,
 ) -> AggregateReport:
     """Aggregate .safetensors, .ckpt, .pt or .pth files into `output`, a .safetensors or a .ckpt that Lightning loads.
 
     Every file counts alike unless `weights` has a number for each. `model` is the one that the files were trained from,
     for the strategies that move it, and `memory` what the strategy kept of an earlier round; `steps` and `losses` are
-    each file's, as `Contribution` takes them. Controls beside the weights of a file go to a strategy that uses them,
-    and else are left out. What is in `rest` goes into `output` beside the result. A .ckpt takes its hyper-parameters
-    from the first file.
+    each file's, as `Contribution` takes them, and `late` says which began from another model. Controls beside the
+    weights of a file go to a strategy that uses them, and else are left out. What is in `rest` goes into `output`
+    beside the result, and with `in_part` so does what `model` has and the files have not. A .ckpt takes its
+    hyper-parameters from the first file.
 
     Raises UsageError for a file that is missing, an `output` that exists (unless `force`) or has another suffix, and
     weights that are no weights; ConfigError for the strategy; ModelError, naming files and tensor, for content.
@@ -104,12 +117,14 @@ def aggregate_files(
     for path, found, (own, _) in zip(files, read, halves, strict=True):
         whole = found if with_controls else own
         check_update(whole, first, what=str(path), against=str(files[0]), controls=with_controls)
-    start = read_file(model) if model else {}
+    before = read_file(model) if model else {}
+    start = part(before, [name for name in before if name in first]) if in_part else before
     if model:
         check_update(start, first, what=str(model), against=str(files[0]))
 
     shares = scaled(counted)
-    told = zip(files, counted, halves, steps or [0] * len(files), losses or [None] * len(files), strict=True)
+    weighed = [_moved(start, own, way) for (own, _), way in zip(halves, late or [None] * len(files), strict=True)]
+    told = zip(files, counted, weighed, halves, steps or [0] * len(files), losses or [None] * len(files), strict=True)
     updates = [
         Contribution(
             name=str(path),
@@ -119,14 +134,14 @@ def aggregate_files(
             loss=loss,
             controls=beside if with_controls else {},
         )
-        for path, weight, (own, beside), taken, loss in told
+        for path, weight, own, (_, beside), taken, loss in told
     ]
     kept = Weights.open(memory) if memory else {}
     made = rule.aggregate(start, updates, kept).model
     check_spec(spec_of(made), spec_of(first), what="the aggregated model", against=str(files[0]))
     result = _checked(made)
-    if rest:
-        result = joined(result, Weights.open(rest))
+    for more in ([before] if in_part else []) + ([Weights.open(rest)] if rest else []):
+        result = joined(result, more)
     if output.suffix == ".ckpt":
         save_checkpoint(output, result, read_hyper_parameters(files[0]))
         blob = digest(output)
@@ -161,17 +176,22 @@ def aggregate_round(
     memory_out: Path | None,
     steps: Mapping[str, int] | None = None,
     losses: Mapping[str, float] | None = None,
+    late: Mapping[str, Late] | None = None,
+    share: Share = EVERYTHING,
+    round: int = 1,
 ) -> Closed:
     """Write the next model to `model_out`, last of all.
 
     `updates` has the file and the number of examples of each node, by its name; they have passed `check_update`.
-    `steps` and `losses` have what is known besides, as `Contribution` takes it.
+    `steps` and `losses` have what is known besides, as `Contribution` takes it, and `late` those that began earlier.
+    Of the model a `round` shares what `share` says, and the rest of it stays as it was.
     `memory` is the previous round's `memory_out`, where there is one; a strategy without memory writes none.
     Controls beside an update's weights go to a strategy that uses them, and else are left out.
     Raises ModelError for a file that is not sound, and for a strategy that makes values NaN or infinite.
     """
     _give_back_what_is_freed()
-    start = Weights.open(model)
+    before = Weights.open(model)
+    start = due(before, share, round)
     contributions = []
     for name, (path, examples) in updates.items():
         weights, controls = split(Weights.open(path))
@@ -181,22 +201,30 @@ def aggregate_round(
             Contribution(
                 name=name,
                 weight=examples,
-                weights=weights,
+                weights=_moved(start, weights, (late or {}).get(name)),
                 steps=(steps or {}).get(name, 0),
                 loss=(losses or {}).get(name),
                 controls=controls if uses_controls(strategy) else {},
             )
         )
     try:
-        outcome = strategy.aggregate(start, contributions, Weights.open(memory) if memory else {})
+        remembered = Weights.open(memory) if memory else {}
+        outcome = strategy.aggregate(start, contributions, remembered)
         check_spec(spec_of(outcome.model), start.spec, what="the aggregated model")
         kept = _checked(outcome.memory, "the strategy's memory") if uses_controls(strategy) else outcome.memory
+        if share.is_scheduled and kept:
+            kept = joined(kept, remembered)
         written = save(memory_out, kept) if kept and memory_out else None
-        return Closed(model=save(model_out, _checked(outcome.model)), memory=written)
+        return Closed(model=save(model_out, joined(_checked(outcome.model), before)), memory=written)
     except (FedctlError, OSError):
         raise
     except Exception as error:  # a user's own strategy may raise anything
         raise ModelError(f"the strategy {type(strategy).__name__} failed: {type(error).__name__}: {error}") from error
+
+
+def _moved(start: Mapping[str, Tensor], update: Mapping[str, Tensor], late: Late | None) -> Mapping[str, Tensor]:
+    """The update as if it had begun from `start`; one that did stays as it is."""
+    return Moved(start, update, late.share, Weights.open(late.base)) if late else update
 
 
 def _give_back_what_is_freed() -> None:

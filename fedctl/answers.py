@@ -3,13 +3,17 @@
 Pure, as `state.apply` is, whose half they are. What has been answered, or belongs to a closed round, is no news.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import assert_never
+from typing import TypeVar, assert_never
 
-from fedctl.events import ModelEvaluated, TaskFailed, TaskStarted, Traffic, UpdateLost, UpdateReceived
+from fedctl.events import ModelEvaluated, TaskFailed, TaskStarted, UpdateLost, UpdateReceived
 from fedctl.records import TaskKey
-from fedctl.runstate import Answer, Failed, Received, RunState, Scored
+from fedctl.runstate import Answer, Failed, Pending, Received, RunState, Scored
+from fedctl.traffic import Traffic
+
+T = TypeVar("T")
 
 
 def task_started(state: RunState, event: TaskStarted) -> RunState:
@@ -18,6 +22,10 @@ def task_started(state: RunState, event: TaskStarted) -> RunState:
         return state
     since = state.nodes[key.node].since if key.node in state.nodes and state.nodes[key.node].task == key else event.at
     state = state.with_node(key.node, task=key, attempt=key.attempt, round=key.round, since=since)
+    if state.is_pending(key):
+        asked = state.pending[key.node]
+        begun = replace(asked, begun_at=asked.begun_at or event.at)
+        return replace(state, pending={**state.pending, key.node: begun})
     if key.kind != "train" or state.open is None:
         return state
     known, _ = state.open.begun.get(key.node, (None, None))
@@ -44,7 +52,7 @@ def update_received(state: RunState, event: UpdateReceived) -> RunState:
         return state
     if key.node not in state.nodes:
         return state
-    if key.kind == "train" and not state.is_open(key.round):
+    if key.kind == "train" and not state.counts(key):
         return state.with_node(key.node, task=None) if state.nodes[key.node].task == key else state
     received = Received(
         key=key,
@@ -73,17 +81,23 @@ def update_received(state: RunState, event: UpdateReceived) -> RunState:
 def update_lost(state: RunState, event: UpdateLost) -> RunState:
     """The node is asked for it again, under the same key; what it did counts once."""
     key = event.task
-    answer = state.answers(key.kind, key.round).get(key.node)
+    opened = state.open
+    known = {**state.carried, **(opened.answers if opened else {})} if key.kind == "train" else state.alone
+    answer = known.get(key.node)
     if not isinstance(answer, Received) or answer.key != key:
         return state
     before = Failed(attempt=key.attempt - 1, spent=0, reason=event.reason, retryable=True)
     if key.kind == "alone":
         return replace(state, alone={**state.alone, key.node: before})
-    opened = state.open
-    if opened is None:
-        return state
     state = state.with_node(key.node, contributions=state.nodes[key.node].contributions - 1)
-    return replace(state, open=replace(opened, answers={**opened.answers, key.node: before}))
+    if opened and opened.number == key.round:
+        return replace(state, open=replace(opened, answers={**opened.answers, key.node: before}))
+    return replace(
+        state,
+        open=opened and replace(opened, answers=_without(opened.answers, key.node)),
+        carried=_without(state.carried, key.node),
+        pending={**state.pending, key.node: Pending(key=key, asked_at=event.at)},
+    )
 
 
 def model_evaluated(state: RunState, event: ModelEvaluated) -> RunState:
@@ -103,9 +117,11 @@ def _answered(state: RunState, key: TaskKey, answer: Answer, at: datetime) -> Ru
     match key.kind:
         case "train":
             opened = state.open
+            state = replace(state, pending=_without(state.pending, key.node))
             if opened is None:
-                return state
-            others = {name: other for name, other in opened.answers.items() if name != key.node}
+                carried = {key.node: answer} if isinstance(answer, Received) else {}
+                return replace(state, carried={**state.carried, **carried})
+            others = _without(opened.answers, key.node)
             came_s = (at - opened.opened_at).total_seconds() - opened.absent_s
             answered_s = {**opened.answered_s, key.node: came_s}
             return replace(state, open=replace(opened, answers={**others, key.node: answer}, answered_s=answered_s))
@@ -134,10 +150,14 @@ def _worked(state: RunState, key: TaskKey, traffic: Traffic) -> RunState:
     return replace(state, open=opened)
 
 
+def _without(many: Mapping[str, T], name: str) -> dict[str, T]:
+    return {other: value for other, value in many.items() if other != name}
+
+
 def _is_past(state: RunState, key: TaskKey) -> bool:
     """True when a task's start or failure is no news: it was answered, tried again, or its round is closed."""
     match key.kind, state.answers(key.kind, key.round).get(key.node):
-        case "train", _ if not state.is_open(key.round):
+        case "train", _ if not state.counts(key):
             return True
         case "initialize", _ if state.model is not None:
             return True

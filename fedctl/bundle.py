@@ -48,6 +48,7 @@ NODE_PART = (
     "strictjson.py",
     "records.py",
     "errors.py",
+    "families.py",
     "weights.py",
     "partition.py",
     "share.py",

@@ -18,15 +18,16 @@ from typing import Any
 from fedctl import install, remote
 from fedctl.allowance import Allowance
 from fedctl.errors import ConnectionLost, NodeError, ProtocolError
+from fedctl.incoming import PIECE, Incoming
 from fedctl.node import agent
+from fedctl.pace import Bandwidth
+from fedctl.replies import facts_of
 from fedctl.strictjson import printable
 from fedctl.transports import Process, Transport
 
 ANSWER_S = 120.0
-"""How long an answer, or room for a large request, may take before the line counts as broken."""
+"""How long no answer may come, and nothing of one, or no room for a request, before the line counts as broken."""
 SMALL = 2**15
-LONGEST_NOISE = 2**20
-NOISE_KEPT = 500
 
 Waiter = Callable[[], tuple[dict[str, Any], bytes]]
 """Waits for an answer and its body; raises ConnectionLost, ProtocolError, or NodeError with the agent's own refusal.
@@ -49,9 +50,12 @@ class Connection:
     has: Mapping[str, Any] | None
     _another: Callable[[], "Connection"]
 
-    def __init__(self, process: Process, *, answer_s: float = ANSWER_S) -> None:
+    def __init__(self, process: Process, *, answer_s: float = ANSWER_S, bandwidth: Bandwidth | None = None) -> None:
         self._process = process
+        self._incoming = Incoming(process)
+        self._answered_at = 0.0
         self._answer_s = answer_s
+        self._bandwidth = bandwidth or Bandwidth()
         self._numbers = itertools.count(1)
         self._sending = threading.Lock()
         self._sending_since: float | None = None
@@ -61,10 +65,7 @@ class Connection:
         self._state = threading.Lock()
         self._failure: NodeError | None = None
         self._unasked = Allowance()
-        self._came = 0
         self._ended = threading.Event()
-        self._heard = bytearray()
-        self._is_greeted = False
         self._rtt_s: float | None = None
         threading.Thread(target=self._read, name="agent", daemon=True).start()
 
@@ -77,26 +78,28 @@ class Connection:
         home: str = "",
         needs: Mapping[str, Any] | None = None,
         answer_s: float = ANSWER_S,
+        bandwidth: Bandwidth | None = None,
     ) -> "Connection":
         """Reach the agent on a node, installing it first where it is missing; raises NodeError.
 
         `home` is where the node keeps what is fedctl's, ~/.fedctl by default. What the agent says of the `needs` is in
-        `has`, so that one round trip tells who is there and what is missing.
+        `has`, so that one round trip tells who is there and what is missing. Bodies keep to the `bandwidth` both ways.
         """
         source = Path(agent.__file__).read_bytes()
         digest = hashlib.sha256(source).hexdigest()
         asked: dict[str, Any] = {} if needs is None else {"needs": dict(needs)}
         for _ in range(2):
             process = transport.open(remote.serve_agent(python, digest, home))
-            connection = cls(process, answer_s=answer_s)
-            connection._another = partial(cls.open, transport, python, home=home, answer_s=answer_s)
+            connection = cls(process, answer_s=answer_s, bandwidth=bandwidth)
+            another = partial(cls.open, transport, python, home=home, answer_s=answer_s, bandwidth=bandwidth)
+            connection._another = another
             try:
                 answer = connection.ask("hello", **asked)
-                connection.facts, connection.has = _facts(answer), answer.get("has")
+                connection.facts, connection.has = facts_of(answer), answer.get("has")
                 if too_old := remote.judge_version(python, str(connection.facts["python"])):
                     raise too_old
             except ConnectionLost as lost:
-                if connection._is_greeted:
+                if connection._incoming.is_greeted:
                     raise
                 install.drain(process, answer_s)
                 if process.wait() == remote.ABSENT:
@@ -128,8 +131,12 @@ class Connection:
     @property
     def noise(self) -> str:
         """The beginning of what was printed before the agent came; empty when nothing was."""
-        said = self._heard.removesuffix(agent.GREETING)[: 4 * NOISE_KEPT].decode(errors="replace")
-        return "\n".join(printable(line) for line in said.splitlines())[:NOISE_KEPT].strip()
+        return self._incoming.noise
+
+    @property
+    def block(self) -> int:
+        """How many bytes of a file to send, or to ask for, at once."""
+        return self._bandwidth.block
 
     def rtt_s(self) -> float:
         """How long a small exchange takes: the shorter one of two, timed once. Raises ConnectionLost."""
@@ -145,8 +152,12 @@ class Connection:
         """The answer to a request; raises ConnectionLost, or NodeError with the agent's own refusal."""
         return self.begin(op, body, **fields)()[0]
 
-    def begin(self, op: str, body: bytes = b"", **fields: Any) -> Waiter:
-        """Send a request, whose answer is waited for later."""
+    def begin(self, op: str, body: bytes = b"", *, awaited: int = 0, **fields: Any) -> Waiter:
+        """Send a request, whose answer is waited for later; that one's body has `awaited` bytes at most.
+
+        On a line with a limit it first waits for its turn, which no request without a body has to.
+        """
+        self._ended.wait(self._bandwidth.book(sent=len(body), received=awaited))
         number = next(self._numbers)
         future: Future[tuple[dict[str, Any], bytes]] = Future()
         with self._state:
@@ -160,12 +171,16 @@ class Connection:
         return partial(self._answer, future, op)
 
     def _answer(self, future: Future[tuple[dict[str, Any], bytes]], op: str) -> tuple[dict[str, Any], bytes]:
-        try:
-            answer, data = future.result(self._answer_s)
-        except FutureTimeout:
-            silence = ConnectionLost(f"the agent has not answered `{op}` for {self._answer_s:g} s")
-            self._break(silence)
-            raise silence from None
+        while True:
+            try:
+                answer, data = future.result(self._answer_s)
+                break
+            except FutureTimeout:
+                if time.monotonic() - max(self._answered_at, self._incoming.at) < self._answer_s:
+                    continue  # a slow line brings what was asked for before
+                silence = ConnectionLost(f"the agent has not answered `{op}` for {self._answer_s:g} s")
+                self._break(silence)
+                raise silence from None
         if "error" in answer:
             raise remote.judge_refusal(printable(str(answer["error"])[:1000]))
         return answer, data
@@ -184,16 +199,18 @@ class Connection:
         self._break(ConnectionLost("the line was closed"))
 
     def _write(self, header: Mapping[str, Any], body: bytes) -> None:
-        """A small frame is one write; a large body is not copied for it."""
+        """A small frame is one write; a large one is several, so that a slow line is told from a dead one."""
         head = agent.encode_head(dict(header), len(body))
-        pieces = (head, body) if len(body) > SMALL else (head + body,)
+        self._bandwidth.sending.count(len(head))
+        cut = (body[begin : begin + PIECE] for begin in range(0, len(body), PIECE))
+        pieces = (head, *cut) if len(body) > SMALL else (head + body,)
         with self._sending:
             if len(pieces) > 1 and self._guard is None:
                 self._guard = threading.Thread(target=self._keep_guard, name="guard", daemon=True)
                 self._guard.start()
-            self._sending_since = time.monotonic()
             try:
                 for piece in pieces:
+                    self._sending_since = time.monotonic()
                     self._process.write(piece)
             finally:
                 self._sending_since = None
@@ -207,7 +224,7 @@ class Connection:
 
     def _read(self) -> None:
         try:
-            self._await_greeting()
+            self._incoming.await_greeting()
             while frame := self._frame():
                 self._hear(*frame)
         except ProtocolError as error:
@@ -221,38 +238,21 @@ class Connection:
 
     def _frame(self) -> tuple[dict[str, Any], bytes] | None:
         """The next frame; None at the end."""
-        self._came = 0
         try:
-            return agent.read_frame(self._take)
+            return self._incoming.frame()
         except agent.CutOff as cut:
             if cut.body:  # every byte that came need not come again; where none did, there is no answer
                 self._hear(cut.header, cut.body)
             raise
-        except ValueError as error:
-            raise ProtocolError(f"the agent breaks the protocol: {error}") from error
-
-    def _take(self, size: int) -> bytes:
-        data = self._process.read(size)
-        self._came += len(data)
-        return data
-
-    def _await_greeting(self) -> None:
-        """Skip what a login shell may print."""
-        while not self._heard.endswith(agent.GREETING):
-            byte = self._process.read(1)
-            if not byte:
-                return
-            self._heard += byte
-            if len(self._heard) > LONGEST_NOISE:
-                raise ValueError("whatever answers there is no agent")
-        self._is_greeted = True
 
     def _break(self, failure: NodeError) -> None:
         self._lose(failure)
         self._process.kill()
 
     def _hear(self, header: dict[str, Any], body: bytes) -> None:
+        self._bandwidth.receiving.count(self._incoming.came - len(body))
         if "re" in header:
+            self._answered_at = time.monotonic()
             number = header["re"]
             with self._state:
                 future = self._waiting.pop(number, None) if type(number) is int else None
@@ -261,7 +261,7 @@ class Connection:
             elif not self.is_lost:  # what was asked over a line that is lost since is waited for no more
                 raise ProtocolError("the agent breaks the protocol: it answers what it was not asked")
             return
-        self._unasked.take(self._came)
+        self._unasked.take(self._incoming.came)
         key = header.get("key")
         with self._state:
             listener = self._listeners.get(key) if isinstance(key, str) else None
@@ -279,22 +279,3 @@ class Connection:
             future.set_exception(self.failure)
         for listener in listeners:
             listener(LINE_LOST)
-
-
-def _facts(answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What an agent says of its machine, known names and types only: it goes into the journal. Raises NodeError."""
-    facts: dict[str, Any] = {}
-    for name in ("protocol", "cpus", "memory", "disk_free", "time", "python", "system", "hostname", "home"):
-        match name, answer.get(name):
-            case "python" | "system" | "hostname" | "home", str(text):
-                facts[name] = printable(text[:1000])
-            case "protocol" | "cpus" | "memory" | "disk_free" | "time", int() | float() as number if number >= 0:
-                facts[name] = min(number, 2**63)
-            case _:
-                raise NodeError(f"the agent's greeting has no {name}")
-    if facts["protocol"] != agent.PROTOCOL:
-        raise NodeError(
-            f"the agent there speaks protocol {facts['protocol']:g}, and this fedctl {agent.PROTOCOL}",
-            hint="a forced command pins an agent of another version: have its owner renew it",
-        )
-    return facts

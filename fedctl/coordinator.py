@@ -7,13 +7,14 @@ decides anything: `plan` does, from the state alone. Nothing here shows anything
 import importlib
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Protocol, assert_never
 
-from fedctl import takeup
+from fedctl import staleness, takeup, tidying
 from fedctl.actions import Action, Aggregate, Cancel, Finish, GiveUp, Hold, OpenRound, Perform, Prepare, WidenRound
 from fedctl.clock import Clock, no_earlier, steady
+from fedctl.codecs.pipeline import PLAIN, Pipeline
 from fedctl.errors import ConnectionLost, FedctlError, ModelError, NodeError, RunError
 from fedctl.events import (
     Event,
@@ -80,6 +81,8 @@ class Coordinator:
         lease: Lease,
         hosts: Hosts,
         strategy: Strategy,
+        up: Pipeline = PLAIN,
+        down: Pipeline = PLAIN,
         sinks: Sequence[Sink] = (),
         hold: bool = False,
         clock: Clock | None = None,
@@ -89,6 +92,7 @@ class Coordinator:
         self._lease = lease
         self._hosts = hosts
         self._strategy = strategy
+        self._up, self._down = up, down
         self._sinks = sinks
         self._hold = hold
         self._clock = clock or steady()
@@ -122,7 +126,7 @@ class Coordinator:
     def _begin(self, action: Action) -> None:
         match action:
             case OpenRound():
-                self._land(action, self._opened(action))
+                self._land(action, RoundOpened(at=self._clock(), **asdict(action)))
             case WidenRound():
                 self._land(action, RoundWidened(at=self._clock(), round=action.round, nodes=action.nodes))
             case Hold():
@@ -160,6 +164,7 @@ class Coordinator:
                     federation=self._federation,
                     needs_steps=needs_steps(self._strategy),
                     controls=uses_controls(self._strategy),
+                    up=self._up,
                     host=self._hosts.of(action.task.node),
                     run=self._run,
                     clock=self._clock,
@@ -180,16 +185,14 @@ class Coordinator:
                 self._state,
                 contributors=action.contributors,
                 strategy=self._strategy,
+                share=self._federation.share,
+                down=self._down,
+                staleness=staleness.build(self._federation.schedule.staleness),
                 model_args=self._federation.task.model_args,
                 at=self._clock,
             )
         except ModelError as error:
             return RunFailed(at=self._clock(), reason=f"round {action.round} cannot be aggregated: {error.message}")
-
-    def _opened(self, action: OpenRound) -> RoundOpened:
-        return RoundOpened(
-            at=self._clock(), round=action.round, nodes=action.nodes, wanted=action.wanted, quorum=action.quorum
-        )
 
     def _cancel(self, action: Cancel) -> Event:
         key, reason = action.task, action.reason
@@ -247,23 +250,23 @@ class Coordinator:
                 with self._run.log(key.node).open("a", encoding="utf-8") as log:
                     log.write(f"==> {key} <==\n{event.detail.rstrip()}\n")
             case RoundAggregated():
-                self._release(event)
+                self._release()
             case _:
                 pass
 
     def _is_wanted(self, key: TaskKey) -> bool:
-        return self._state.open is not None and self._state.open.training(key.node) == key
+        begun = self._state.begun(key.node)
+        return begun is not None and begun[0] == key
 
-    def _release(self, event: RoundAggregated) -> None:
+    def _release(self) -> None:
         """Once a round, one request a machine: the round's updates are here, models before the last are history."""
-        before = self._state.history[-3:-1]  # one may have been left by a kill
-        sent = {blob.digest for report in before for blob in (report.model, report.memory) if blob}
-        digests = sent - {blob.digest for blob in (event.model, event.memory) if blob}
+        digests = tidying.models(self._state, self._federation.schedule.lag)
+        safe = tidying.updates(self._state, self._unreleased)
         for host in self._hosts.by_machine().values():
-            keys = [key for key in self._unreleased if self._hosts.of(key.node) is host]
+            keys = [key for key in safe if self._hosts.of(key.node) is host]
             if keys or digests:
                 self._in_background(partial(host.release, keys, digests))
-        self._unreleased = []
+        self._unreleased = [key for key in self._unreleased if key not in safe]
 
     def _in_background(self, work: Callable[[], None]) -> None:
         def tolerant() -> None:
@@ -284,7 +287,8 @@ class Coordinator:
         gone = {event.task for event in lost}
         came = (event.task for event in before if isinstance(event, UpdateReceived))
         # Those of the round that was closed last, too: its coordinator may have died before it told the nodes.
-        self._unreleased = [key for key in came if key.round >= self._state.round and key not in gone]
+        oldest = self._state.round - self._federation.schedule.lag
+        self._unreleased = [key for key in came if key.round >= oldest and key not in gone]
         return [started, *lost]
 
 

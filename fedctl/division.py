@@ -14,6 +14,8 @@ from fedctl.share import Share
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedctl.weights import Lazy, Weights
+
 
 WHOLE = "a pattern covers a whole name, as in `*lora_*` or `head.*`; there are"
 
@@ -34,6 +36,14 @@ def divide(whole: Path, share: Share, model: Path, rest: Path) -> tuple[Blob, Bl
         raise ConfigError("share: no tensor of the model is left to share", hint=f"{WHOLE}: {_some(names)}")
     kept = [name for name in names if not share.covers(name)]
     return save(model, part(weights, shared)), save(rest, part(weights, kept))
+
+
+def due(model: "Weights", share: Share, round: int) -> "Lazy":
+    """Of a model's shared part the tensors that a round shares."""
+    from fedctl.weights import part
+
+    names = share.due({name: spec.size for name, spec in model.spec.items()}, round)
+    return part(model, [name for name in model if name in names])
 
 
 def united(model: Path, rest: Path) -> "Mapping[str, Tensor]":

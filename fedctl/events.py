@@ -13,20 +13,10 @@ from typing import Any, get_args
 
 from fedctl import strictjson
 from fedctl.records import Blob, Score, TaskKey
+from fedctl.traffic import Traffic
 
 UNNEEDED = "the round was closed without it"
 """Why a training was stopped that the round had no need of any more; no fault of the node's."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
-    """Bytes of bodies on the line, seen from the coordinator."""
-
-    sent: int = 0
-    received: int = 0
-
-    def __add__(self, other: "Traffic") -> "Traffic":
-        return Traffic(sent=self.sent + other.sent, received=self.received + other.received)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,27 +74,35 @@ class NodeDeclined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInitialized:
-    """The first global model was built from the user's code and the seed; the `rest` are the tensors that stay."""
+    """The first global model was built from the user's code and the seed; the `rest` are the tensors that stay.
+
+    `forecast` is what the run will carry if nothing fails.
+    """
 
     at: datetime
     model: Blob
     rest: Blob | None = None
+    forecast: Traffic | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundOpened:
-    """A round began with this cohort; the first `wanted` updates close it, and with fewer than `quorum` it cannot."""
+    """A round began with this cohort; the first `wanted` updates close it, and with fewer than `quorum` it cannot.
+
+    Updates of earlier rounds' trainings count in it up to `max_staleness` rounds later (0: none do).
+    """
 
     at: datetime
     round: int
     nodes: tuple[str, ...]
     wanted: int = 0
     quorum: int = 0
+    max_staleness: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundWidened:
-    """The round's cohort could not reach its quorum any more, and these nodes were added to it."""
+    """These nodes were added to the round: its cohort could not reach its quorum any more, or more may train now."""
 
     at: datetime
     round: int
@@ -183,13 +181,18 @@ class RoundHeld:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundAggregated:
-    """The updates of these contributors became the next model; `memory` is what the strategy sends beside it."""
+    """The updates of these contributors became the next model.
+
+    `memory` is what the strategy sends beside it, and its `difference` to the model before is what travels to nodes
+    that have that one (None: the model travels whole).
+    """
 
     at: datetime
     round: int
     model: Blob
     contributors: tuple[str, ...]
     memory: Blob | None = None
+    difference: Blob | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,10 +263,8 @@ def _to_json(value: Any) -> Any:
             return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         case TaskKey():
             return str(value)
-        case Blob() | Score():
+        case Blob() | Score() | Traffic():
             return value.to_json()
-        case Traffic():
-            return {"sent": value.sent, "received": value.received}
         case float():
             return value if value - value == 0 else None
         case Mapping():
@@ -289,9 +290,11 @@ _FROM_JSON: Mapping[str, Callable[[Any], Any]] = {
     "update": Blob.from_json,
     "rest": lambda value: value and Blob.from_json(value),
     "memory": lambda value: value and Blob.from_json(value),
+    "difference": lambda value: value and Blob.from_json(value),
     "nodes": tuple,
     "contributors": tuple,
     "metrics": _metrics_from_json,
     "scores": lambda value: {label: Score.from_json(score) for label, score in value.items()},
     "bytes": lambda value: Traffic(**value),
+    "forecast": lambda value: value and Traffic(**value),
 }

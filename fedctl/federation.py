@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fedctl.share import Share
+from fedctl.share import EVERYTHING, Share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +64,19 @@ class Named:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Codecs:
+    """How tensors travel: the codecs of updates, and those of models on their way to the nodes, in their order."""
+
+    up: tuple[Named, ...] = ()
+    down: tuple[Named, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As a node is told; nothing where tensors travel as they are."""
+        ways = {"up": self.up, "down": self.down}
+        return {way: [{"name": each.name, **each.options} for each in many] for way, many in ways.items() if many}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finetune:
     """A training of each node's own after the last round, for so many epochs; `model_args` go before the task's."""
 
@@ -75,12 +88,16 @@ class Finetune:
 class Schedule:
     """When a round closes.
 
-    `cohort` and `quorum` are a share (a float in (0, 1]) or a number of nodes (an int); the quorum is of the cohort.
+    In `mode` synchronous, `cohort` and `quorum` are a share (a float in (0, 1]) or a number of nodes (an int); the quorum is of the cohort.
     `overprovision` times the cohort is asked, and the first updates of a cohort's number are taken. `deadline_s` is
     None where a round may take as long as it takes; with `partial`, a node hands in what it has done shortly before.
     `attempts` counts the first one; `patience_s` is how long a node that went away is waited for (None: for ever).
+    In `mode` buffered, a round takes the first `buffer` updates, whichever model they began from, and the quorum is of
+    these. At most `concurrency` nodes train at a time (None: all), each until its own deadline. An update that is some
+    models behind counts by `staleness`, and not at all beyond `max_staleness`.
     """
 
+    mode: Literal["synchronous", "buffered"] = "synchronous"
     cohort: float | int = 1.0
     overprovision: float = 1.0
     quorum: float | int = 0.8
@@ -88,6 +105,15 @@ class Schedule:
     partial: bool = False
     attempts: int = 2
     patience_s: float | None = 300.0
+    buffer: int | None = None
+    concurrency: int | None = None
+    staleness: Named = Named(name="polynomial")
+    max_staleness: int = 20
+
+    @property
+    def lag(self) -> int:
+        """How many models behind the newest one an update may have begun."""
+        return self.max_staleness if self.mode == "buffered" else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +153,9 @@ class Node:
     `home` is where fedctl keeps its files there (None: ~/.fedctl), `wheelhouse` a folder of wheels here for a node that
     reaches no package index. `slots` bounds how many tasks its host runs at once (None: one a core), `threads` torch's
     own threads in a task (0: torch's choice); `when` is None for a node that may always be used.
+
+    In bits a second, `bandwidth_bps` is what fedctl may use of its line each way, and `uplink_bps` and `downlink_bps`
+    are what that line gives, from the node and to it, by its owner's word (None: no limit, or nobody said).
     """
 
     name: str
@@ -142,8 +171,21 @@ class Node:
     devices: int | str = "auto"
     slots: int | None = None
     threads: int = 0
+    bandwidth_bps: float | None = None
+    uplink_bps: float | None = None
+    downlink_bps: float | None = None
     when: When | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def machine(self) -> tuple[object, ...]:
+        """The same for nodes that are on one machine, as far as fed.yaml tells, and so on one line."""
+        return (self.host, self.port, self.jump)
+
+    @property
+    def address(self) -> tuple[object, ...]:
+        """The same for nodes that share a machine, a user and a Python there, and so what is sent to it."""
+        return (self.host, self.user, self.port, self.key, self.jump, self.python, self.wheelhouse, self.home)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,16 +205,18 @@ class Federation:
     compare: bool = False
     strategy: Named = Named(name="fedavg")
     local: Named | None = None
-    share: Share = Share()
+    share: Share = EVERYTHING
     finetune: Finetune | None = None
-    codec: str = "none"
+    codec: Codecs = Codecs()
     schedule: Schedule = Schedule()
     limits: Limits = Limits()
 
     @property
     def keeps(self) -> bool:
         """Whether a node may have to go on with what an earlier training of its left on it."""
-        return not self.share.is_whole or not self.task.reset_optimizer or self.local is not None
+        return (
+            self.share != EVERYTHING or bool(self.codec.up) or not self.task.reset_optimizer or self.local is not None
+        )
 
     def node(self, name: str) -> Node:
         """The node of that name; raises KeyError."""

@@ -21,7 +21,8 @@ LONGEST_REST = 16
 
 def wanted(federation: Federation) -> int:
     """How many updates a round takes."""
-    return needed(federation.schedule.cohort, len(federation.nodes))
+    schedule = federation.schedule
+    return needed(schedule.cohort if schedule.buffer is None else schedule.buffer, len(federation.nodes))
 
 
 def quorum(federation: Federation) -> int:

@@ -18,17 +18,17 @@ from fedctl import transfer
 from fedctl.connection import LINE_LOST, Connection, Waiter
 from fedctl.environment import Environment, Given
 from fedctl.errors import ConnectionLost
-from fedctl.events import Traffic
 from fedctl.federation import When
 from fedctl.lifeline import RECONNECTS, RETRIES, Lifeline
+from fedctl.pace import Bandwidth
 from fedctl.preparation import Preparation, Prepared, Told, silent
-from fedctl.records import REST, Blob, Progress, Result, Task, TaskKey
+from fedctl.records import DIFFERENCE, NEWEST, REST, Blob, Progress, Result, Task, TaskKey
 from fedctl.replies import heed, progress_of, result_of
+from fedctl.traffic import Traffic
 from fedctl.transports import Transport
 
 IDLE_S = 300.0
 """How long a worker stays after its last task."""
-PIECE = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +68,9 @@ class Host:
         work: Work,
         home: str = "",
         environment: Environment | Given | None = None,
+        bandwidth: Bandwidth | None = None,
     ) -> None:
-        self._transport = transport
-        self._python = python
-        self._home = home
+        self._open = partial(Connection.open, transport, python, home=home, bandwidth=bandwidth)
         self._slots = slots
         self._work = work
         self._locking = threading.Lock()
@@ -127,7 +126,7 @@ class Host:
         and Declined where the node is not to be used, or not any more: it is to be begun anew then. The seconds that
         a task has count from here: what its models take on the line is not left for its training.
         """
-        sent, line_s, asked_at = 0, 0.0, time.monotonic()
+        sent, line_s, asked_at = Traffic(), 0.0, time.monotonic()
 
         def attempt() -> Result:
             nonlocal sent, line_s
@@ -147,7 +146,7 @@ class Host:
             is_wanted=lambda: task.key not in self._cancelled,
             broke=lambda: progressed(Progress(key=task.key, phase="unreachable")),
         )
-        return Done(result=result, traffic=Traffic(sent=sent), line_s=line_s)
+        return Done(result=result, traffic=sent, line_s=line_s)
 
     def fetch_update(self, key: TaskKey, blob: Blob, target: Path) -> int:
         """Bring a task's update here, verified by its digest; returns the bytes that came."""
@@ -155,7 +154,8 @@ class Host:
         def attempt() -> None:
             connection = self.connection()
             begin = partial(self._begin_read, connection, key, "update.safetensors")
-            transfer.fetch(begin, blob, target, ahead=transfer.ahead_of(connection, blob))
+            ahead = transfer.ahead_of(connection, blob)
+            transfer.fetch(begin, blob, target, ahead=ahead, block=connection.block)
 
         before = kept = transfer.kept(blob, target)
         while True:
@@ -172,7 +172,8 @@ class Host:
         """The next piece of a task's log, from `offset` on; empty at its end."""
 
         def attempt() -> bytes:
-            return self._begin_read(self.connection(), key, "train.log", offset, PIECE)()[1]
+            connection = self.connection()
+            return self._begin_read(connection, key, "train.log", offset, connection.block)()[1]
 
         return self._lifeline.patiently(attempt, tries=RECONNECTS)
 
@@ -212,7 +213,7 @@ class Host:
         self._lifeline.close()
 
     def _connect(self) -> Connection:
-        return Connection.open(self._transport, self._python, home=self._home, needs=self._preparation.needs)
+        return self._open(needs=self._preparation.needs)
 
     def _follow(
         self,
@@ -259,10 +260,28 @@ class Host:
             self._preparation.forget()
         return ConnectionLost("what the task needs is no longer on the node")
 
-    def _put_models(self, connection: Connection, task: Task, models: Mapping[str, Path]) -> int:
-        """The bytes that were sent; the rest of a model goes only where the node has said that it cannot build it."""
-        needed = {label for label, blob in task.models.items() if label != REST or blob.digest in self._wanted}
-        return sum(self._put(connection, task.models[label], models[label]) for label in sorted(needed))
+    def _put_models(self, connection: Connection, task: Task, models: Mapping[str, Path]) -> Traffic:
+        """What was sent; the rest of a model goes only where the node has said that it cannot build it.
+
+        Nor does the newest model, where the node has the one before and can make it of their difference.
+        """
+        made = {REST, *(NEWEST if self._is_made(connection, task) else [DIFFERENCE])}
+        needed = {label for label, blob in task.models.items() if label not in made or blob.digest in self._wanted}
+        sent = {label: self._put(connection, task.models[label], models[label]) for label in sorted(needed)}
+        of_newest = sum(task.models[label].size for label in NEWEST if label in task.models)
+        raw = {label: of_newest if label == DIFFERENCE and count else count for label, count in sent.items()}
+        return Traffic(sent=sum(sent.values()), raw_sent=sum(raw.values()))
+
+    def _is_made(self, connection: Connection, task: Task) -> bool:
+        """Whether the newest model is to be made on the machine, of the difference that goes there."""
+        difference = task.models.get(DIFFERENCE)
+        if difference is None or task.previous is None:
+            return False
+        if (connection, difference.digest) in self._sent:
+            return True
+        newest = next(blob for label, blob in task.models.items() if label in NEWEST)
+        are_there = transfer.are_whole(connection, [newest.digest, task.previous.digest])
+        return newest.digest not in are_there and task.previous.digest in are_there
 
     def _put(self, connection: Connection, blob: Blob, path: Path) -> int:
         """Send a blob unless this line has sent it before; the agent says so where it has gone since."""
@@ -279,7 +298,7 @@ class Host:
 
     def _begin_read(self, connection: Connection, key: TaskKey, name: str, offset: int, limit: int) -> Waiter:
         request = {**self._run(), "key": str(key), "name": name, "offset": offset, "limit": limit}
-        return connection.begin("read", **request)
+        return connection.begin("read", awaited=limit, **request)
 
     def _ask(self, op: str, **fields: Any) -> dict[str, Any]:
         return self.connection().ask(op, **self._run(), **fields)

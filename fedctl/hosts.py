@@ -1,6 +1,7 @@
 """The hosts of a federation: which nodes share a machine, a user and a Python, and so an agent and a worker."""
 
 import hashlib
+import math
 import sys
 from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import TypeVar
 from fedctl.errors import FedctlError
 from fedctl.federation import Federation, Node
 from fedctl.host import Host, Work
+from fedctl.pace import Bandwidth
 from fedctl.records import COORDINATOR
 from fedctl.transports import Transports
 
@@ -26,7 +28,8 @@ class Hosts:
         self._transports = Transports(federation.folder)
         groups: dict[tuple[object, ...], list[Node]] = {}
         for node in (*federation.nodes, _COORDINATORS_OWN):
-            groups.setdefault(_address(node), []).append(node)
+            groups.setdefault(node.address, []).append(node)
+        lines = _lines(federation)
         ways = self._transports.to_each([nodes[0] for nodes in groups.values()])
         by_address = {
             address: Host(
@@ -36,12 +39,13 @@ class Hosts:
                 slots=max((node.slots or 0 for node in nodes), default=0),
                 work=_on(nodes[0], work),
                 environment=work.environments.get(nodes[0].name),
+                bandwidth=lines.get(nodes[0].machine),
             )
             for way, (address, nodes) in zip(ways, groups.items(), strict=True)
         }
         self._by_address = by_address
-        self._of = {node.name: by_address[_address(node)] for node in federation.nodes}
-        self._of[_COORDINATORS_OWN.name] = by_address[_address(_COORDINATORS_OWN)]
+        self._of = {node.name: by_address[node.address] for node in federation.nodes}
+        self._of[_COORDINATORS_OWN.name] = by_address[_COORDINATORS_OWN.address]
 
     def of(self, node: str) -> Host:
         """The host of a node, or of the coordinator itself."""
@@ -83,6 +87,15 @@ class Hosts:
 _COORDINATORS_OWN = Node(name=COORDINATOR, host="local")
 
 
+def _lines(federation: Federation) -> dict[tuple[object, ...], Bandwidth]:
+    """The limits of machines that have one: of the nodes on a machine the narrowest counts for all lines to it."""
+    limits: dict[tuple[object, ...], float] = {}
+    for node in federation.nodes:
+        if node.bandwidth_bps is not None:
+            limits[node.machine] = min(node.bandwidth_bps, limits.get(node.machine, math.inf))
+    return {machine: Bandwidth(bps) for machine, bps in limits.items()}
+
+
 def _on(node: Node, work: Work) -> Work:
     """The run's work as it is on that node's machine: a path of this one means nothing on another."""
     cwd = work.cwd if node.host == "local" else "~"
@@ -93,7 +106,3 @@ def _identity(run: str, node: Node) -> str:
     """A run has a worker for each Python on a machine, and so a folder of its own there for each."""
     kinds = [kind for kind in (node.python, node.wheelhouse) if kind is not None]
     return f"{run}-{hashlib.sha256(' '.join(kinds).encode()).hexdigest()[:8]}" if kinds else run
-
-
-def _address(node: Node) -> tuple[object, ...]:
-    return (node.host, node.user, node.port, node.key, node.jump, node.python, node.wheelhouse, node.home)

@@ -6,13 +6,16 @@ A failure of the node is an event here, never an exception; only what makes the 
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from fedctl import bundle
 from fedctl.actions import Perform
+from fedctl.arrival import Arrival
 from fedctl.clock import Clock
+from fedctl.codecs.pipeline import PLAIN, Pipeline
 from fedctl.errors import (
     ConfigError,
     ConnectionLost,
@@ -31,13 +34,16 @@ from fedctl.events import (
     NodeLost,
     TaskFailed,
     TaskStarted,
-    Traffic,
     UpdateReceived,
 )
 from fedctl.federation import Federation
+from fedctl.forecast import forecast
 from fedctl.host import Done, Host
-from fedctl.records import COORDINATOR, MEMORY, REST, Blob, Progress, Result, Task, TaskKey
+from fedctl.records import COORDINATOR, DIFFERENCE, MEMORY, REST, Blob, Progress, Result, Task, TaskKey
 from fedctl.rundir import RunDir, copy_atomically, is_there
+from fedctl.share import EVERYTHING, Share
+from fedctl.sizes import first_sizes
+from fedctl.traffic import Traffic
 
 MOST_OPTIMIZERS = 16
 """Lightning counts the steps of every optimizer; so many may be stepped on each batch."""
@@ -63,8 +69,9 @@ def task_of(federation: Federation, action: Perform) -> Task:
         "data": spec.data,
         "models": action.models,
         "callbacks": tuple(each.to_json() for each in spec.callbacks),
-        "codec": federation.codec,
-        "share": {} if federation.share.is_whole else federation.share.to_json(),
+        "codec": federation.codec.to_json(),
+        "previous": action.previous,
+        "share": {} if federation.share == EVERYTHING else federation.share.to_json(),
         "first_seed": seed_of(federation.seed, TaskKey(round=0, node=COORDINATOR, kind="initialize")),
     }
     local = {"name": federation.local.name, **federation.local.options} if federation.local else {}
@@ -100,6 +107,7 @@ def perform(
     federation: Federation,
     needs_steps: bool = False,
     controls: bool = False,
+    up: Pipeline = PLAIN,
     host: Host,
     run: RunDir,
     clock: Clock,
@@ -109,7 +117,7 @@ def perform(
     """Have the task done and return what became of it; `tell` hears that it was started.
 
     `needs_steps` says that an update is of no use without the number of optimizer steps behind it, `controls` that
-    control variates may come beside the weights.
+    control variates may come beside the weights; by `up` its update travels.
 
     A node that is out of reach is lost, and its task goes on there: it is taken up under its key when the node is back.
     """
@@ -135,7 +143,18 @@ def perform(
                 detail=done.result.detail,
             )
         _check_steps(done.result, task, is_needed=needs_steps and key.kind == "train")
-        return _answer(action, done, federation, host, run, clock, controls=controls and key.kind == "train")
+        is_training = key.kind == "train"
+        arrival = Arrival(
+            model=model_path(run, "base", key),
+            share=federation.share if is_training else Share(only=federation.share.only, kept=federation.share.kept),
+            round=key.round,
+            pipeline=up if is_training else PLAIN,
+            seed=task.seed,
+            controls=controls and is_training,
+            farthest=federation.limits.norm,
+        )
+        event = _answer(action, done, federation, host, run, clock, arrival)
+        return _foreseen(event, federation, run, controls=controls) if isinstance(event, ModelInitialized) else event
     except (ConnectionLost, Declined, HostKeyError, LoginError) as error:
         if key.kind == "initialize":
             return TaskFailed(at=clock(), task=key, reason=error.message, retryable=True)
@@ -157,12 +176,12 @@ def model_path(run: RunDir, label: str, key: TaskKey) -> Path:
     if label.startswith("alone/"):
         return run.alone(label.removeprefix("alone/"))
     number = key.round - 1 if key.kind == "train" else key.round
-    paths = {REST: run.rest, MEMORY: run.memory(number)}
+    paths = {REST: run.rest, MEMORY: run.memory(number), DIFFERENCE: run.difference(number)}
     return paths.get(label, run.round_model(number))
 
 
 def _answer(
-    action: Perform, done: Done, federation: Federation, host: Host, run: RunDir, clock: Clock, *, controls: bool
+    action: Perform, done: Done, federation: Federation, host: Host, run: RunDir, clock: Clock, arrival: Arrival
 ) -> Event:
     key, result = action.task, done.result
     _check_examples(result, federation.limits.examples)
@@ -176,28 +195,24 @@ def _answer(
         raise ModelError(f"its update is {result.update.size:,} bytes, of a model of {base.size:,}")
     is_divided = key.kind == "initialize" and not federation.share.is_whole
     target = run.model if is_divided else run.answer(key)
+    wire = run.wire(key) if arrival.is_coded else target
     began = time.monotonic()
-    came = 0 if is_there(target, result.update) else host.fetch_update(key, result.update, target)
+    came = 0 if is_there(wire, result.update) else host.fetch_update(key, result.update, wire)
     line_s = done.line_s + time.monotonic() - began if key.kind == "train" else 0.0
     if key.kind == "initialize":
         return _initialized(run, federation, result.update, target, clock)
-    from fedctl.soundness import check_update  # torch is slow to import, and not needed before the first update
-    from fedctl.weights import Weights
-
-    try:
-        update, model = Weights.open(target, what="its update"), Weights.open(model_path(run, "base", key))
-        check_update(update, model, what="its update", farthest=federation.limits.norm, controls=controls)
-    except ModelError:
-        target.unlink()
-        raise
+    update = arrival.decode(wire, target) if arrival.is_coded else result.update
+    arrival.check(target)
+    raw = max(update.size, base.size) if base else update.size
     return UpdateReceived(
         at=clock(),
         task=key,
-        update=result.update,
+        update=update,
         examples=result.examples,
         metrics=result.metrics,
         seconds=result.seconds,
-        bytes=Traffic(sent=done.traffic.sent, received=came),
+        bytes=done.traffic
+        + Traffic(received=came, raw_received=max(update.size, base.size) if came and base else came),
         accelerator=result.accelerator,
         steps=result.steps,
         partial=result.partial,
@@ -220,12 +235,18 @@ def _initialized(run: RunDir, federation: Federation, whole: Blob, target: Path,
     return ModelInitialized(at=clock(), model=model, rest=rest)
 
 
+def _foreseen(event: ModelInitialized, federation: Federation, run: RunDir, *, controls: bool) -> ModelInitialized:
+    """The event with what the run will carry, now that the size of its model is known."""
+    sizes = first_sizes(run, federation, event.model, controls=controls)
+    return replace(event, forecast=forecast(federation, sizes).run)
+
+
 def _check_labels(result: Result, action: Perform) -> None:
     """Refuse scores of other models than were sent, but for the node's own where it may have one.
 
     Raises ProtocolError.
     """
-    scored = set(action.models) - {REST, MEMORY}
+    scored = set(action.models) - {REST, MEMORY, DIFFERENCE}
     may_have_one = action.task.kind == "finetune" or action.kept is not None
     if not scored <= set(result.scores) <= scored | ({"personal"} if may_have_one else set()):
         raise ProtocolError("the node scored other models than it was asked to")

@@ -269,7 +269,9 @@ def _paired(nodes: Sequence[Personal], metric: str) -> list[Personal]:
 
 
 def _have_all_answered(state: RunState, answers: Mapping[str, Answer]) -> bool:
-    return all(name in answers for name, node in state.nodes.items() if node.status == "ready")
+    """Whether no node is waited for; one that trains an earlier model is asked for its score of a later one."""
+    asked = (name for name, node in state.nodes.items() if node.status == "ready" and name not in state.pending)
+    return all(name in answers for name in asked)
 
 
 def _worst(state: RunState, scores: Mapping[str, Score]) -> WorstNode | None:

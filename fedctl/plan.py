@@ -4,20 +4,16 @@ Pure: the same state gives the same answer, nothing is remembered between calls.
 whose `key` is not yet in flight; every action ends in an event that changes the plan.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
 
-from fedctl import fleet
-from fedctl.actions import Action, Aggregate, Cancel, Finish, GiveUp, Hold, OpenRound, Perform, Prepare, WidenRound
+from fedctl import buffered, fleet
+from fedctl.actions import Action, Cancel, Finish, GiveUp, OpenRound, Perform, Prepare, WidenRound
+from fedctl.asking import called_off, close, few, in_time, left_s, next_attempt, perform, too_few
 from fedctl.events import UNNEEDED
 from fedctl.federation import Federation
-from fedctl.records import COORDINATOR, MEMORY, REST, Blob, Kind, TaskKey
-from fedctl.state import Answer, Failed, Received, RoundState, RunState
-
-PARTIAL = 0.9
-"""The share of a deadline after which a node hands in what it has done; the rest is for the way."""
-GRACE_S = 60.0
-"""A resume gives this long at least, so that what nodes finished without a coordinator is taken."""
+from fedctl.records import COORDINATOR, MEMORY, Blob, Kind, TaskKey
+from fedctl.state import Failed, Received, RoundState, RunState
 
 
 def plan(state: RunState, federation: Federation, now: datetime, *, hold: bool = False) -> list[Action]:
@@ -36,11 +32,14 @@ def _work(state: RunState, federation: Federation, now: datetime, *, hold: bool)
         return [_initialization(state, federation)]
     evaluations = _evaluations(state, federation, now)
     if state.open is not None:
-        coming = _round(state, state.open, federation, now, hold=hold)
+        act = buffered.go_on if state.open.max_staleness else _round
+        coming = act(state, state.open, federation, now, hold=hold)
     elif any(node.status == "new" for node in state.nodes.values()):
         coming = []
     elif state.round < federation.rounds:
-        coming = _opening(state, federation, now)
+        coming = (
+            buffered.opening(state, federation, now) if federation.schedule.lag else _opening(state, federation, now)
+        )
     else:
         return evaluations or _closing(state, federation, now)
     return coming if any(isinstance(action, GiveUp) for action in coming) else [*evaluations, *coming]
@@ -58,7 +57,7 @@ def _left_over(state: RunState) -> list[Action]:
 
 
 def _initialization(state: RunState, federation: Federation) -> Action:
-    attempt = _next_attempt(state.initialization, federation.schedule.attempts)
+    attempt = next_attempt(state.initialization, federation.schedule.attempts)
     if attempt is None:
         return GiveUp(reason=f"the first model could not be built: {_reason(state.initialization)}")
     return Perform(task=TaskKey(round=0, node=COORDINATOR, kind="initialize", attempt=attempt))
@@ -73,6 +72,7 @@ def _evaluations(state: RunState, federation: Federation, now: datetime) -> list
         state.round,
         {"global": _model(state)},
         late=_is_scoring_late(state, federation, now),
+        nodes=buffered.scorers(state) if federation.schedule.lag else None,
     )
 
 
@@ -86,21 +86,21 @@ def _opening(state: RunState, federation: Federation, now: datetime) -> list[Act
     if len(nodes) + len(away) >= quorum:
         return []
     others = [f"{node.name}: {node.error}" for node in state.nodes.values() if node.status == "lost"]
-    return [GiveUp(reason=f"round {number} needs {quorum} nodes, and {len(nodes)} can be had ({_few(others)})")]
+    return [GiveUp(reason=f"round {number} needs {quorum} nodes, and {len(nodes)} can be had ({few(others)})")]
 
 
 def _round(state: RunState, opened: RoundState, federation: Federation, now: datetime, *, hold: bool) -> list[Action]:
     if len(opened.updates) >= opened.wanted:
-        return _close(opened, hold=hold)
-    quorum, left_s = fleet.quorum(federation), _left_s(state, opened, federation, now)
-    late = left_s is not None and left_s <= 0
-    seconds = None if left_s is None or not federation.schedule.partial else max(1.0, left_s - _margin_s(federation))
+        return close(opened, hold=hold)
+    quorum = fleet.quorum(federation)
+    left = left_s(state, federation, opened.opened_at + timedelta(seconds=opened.absent_s), now)
+    late, seconds = left is not None and left <= 0, in_time(federation, left)
     base = {"base": _model(state), **({MEMORY: state.memory} if state.memory else {})}
     tasks = _tasks(state, federation, "train", opened.number, base, late=late, nodes=opened.nodes, seconds=seconds)
     if tasks or (not late and _is_awaited(state, opened, federation, now)):
         return tasks
     if len(opened.updates) >= quorum:
-        return _close(opened, hold=hold)
+        return close(opened, hold=hold)
     if not late:
         missing = quorum - len(opened.updates)
         spare = fleet.drawn(federation, opened.number, set(fleet.ready(state)) - set(opened.nodes))
@@ -108,28 +108,20 @@ def _round(state: RunState, opened: RoundState, federation: Federation, now: dat
             return [WidenRound(round=opened.number, nodes=tuple(spare[:missing]))]
         if missing <= sum(_may_still_answer(state, opened, federation, name) for name in state.nodes):
             return []
-    absent = _few([_missing(state, opened, name) for name in opened.nodes if name not in opened.updates])
-    have, need = len(opened.updates), quorum
-    return [GiveUp(reason=f"round {opened.number} has {have} of the {need} updates it needs ({absent})")]
+    return [too_few(state, opened, opened.nodes, quorum)]
 
 
 def _may_still_answer(state: RunState, opened: RoundState, federation: Federation, name: str) -> bool:
     """Whether a node that its owner does not want used now could give the round an update later."""
-    attempt = _next_attempt(opened.answers.get(name), federation.schedule.attempts)
+    attempt = next_attempt(opened.answers.get(name), federation.schedule.attempts)
     return state.nodes[name].status == "away" and attempt is not None
-
-
-def _close(opened: RoundState, *, hold: bool) -> list[Action]:
-    if hold:
-        return [Hold(round=opened.number)]
-    return [Aggregate(round=opened.number, contributors=opened.first)]
 
 
 def _is_awaited(state: RunState, opened: RoundState, federation: Federation, now: datetime) -> bool:
     """Whether a node of the round that has not answered may come back before patience ends."""
     attempts = federation.schedule.attempts
     return any(
-        _next_attempt(opened.answers.get(name), attempts) is not None
+        next_attempt(opened.answers.get(name), attempts) is not None
         and name in state.nodes
         and fleet.is_expected(state.nodes[name], federation, now)
         for name in opened.nodes
@@ -140,7 +132,7 @@ def _is_lacking(state: RunState, federation: Federation, now: datetime, kind: Ki
     """Whether one of these nodes has not done the last task of a kind and may come back before patience ends."""
     answers, attempts = state.answers(kind, state.round), federation.schedule.attempts
     return any(
-        _next_attempt(answers.get(name), attempts) is not None and fleet.is_expected(state.nodes[name], federation, now)
+        next_attempt(answers.get(name), attempts) is not None and fleet.is_expected(state.nodes[name], federation, now)
         for name in names
     )
 
@@ -184,48 +176,20 @@ def _tasks(
     """One task a ready node that has not answered yet; past the deadline those are cancelled instead."""
     answers = state.answers(kind, round)
     wanted = None if nodes is None else set(nodes)
-    labelled = {**models, **({REST: state.rest} if state.rest else {})}
     actions: list[Action] = []
     for name in fleet.ready(state):
         if wanted is not None and name not in wanted:
             continue
-        attempt = _next_attempt(answers.get(name), federation.schedule.attempts)
+        attempt = next_attempt(answers.get(name), federation.schedule.attempts)
         if attempt is None:
             continue
         key = TaskKey(round=round, node=name, kind=kind, attempt=attempt)
         if late:
-            actions.append(Cancel(task=key, reason=f"the deadline of {federation.schedule.deadline_s:.0f} s passed"))
+            actions.append(called_off(federation, key))
         else:
             times = (passes or {}).get(name, 1)
-            kept = state.nodes[name].kept if federation.keeps and kind in ("train", "evaluate", "finetune") else None
-            actions.append(Perform(task=key, models=labelled, passes=times, kept=kept, seconds=seconds))
+            actions.append(perform(state, federation, key, models, passes=times, seconds=seconds))
     return actions
-
-
-def _next_attempt(answer: Answer | None, attempts: int) -> int | None:
-    """The number of the next attempt, or None when there is an answer or the budget is spent."""
-    match answer:
-        case None:
-            return 1
-        case Failed(retryable=True) if answer.spent < attempts:
-            return answer.attempt + 1
-        case _:
-            return None
-
-
-def _left_s(state: RunState, opened: RoundState, federation: Federation, now: datetime) -> float | None:
-    """Seconds to a round's deadline, None without one. Time without a coordinator does not count: nodes worked on."""
-    deadline_s = federation.schedule.deadline_s
-    if deadline_s is None:
-        return None
-    left_s = deadline_s + opened.absent_s - (now - opened.opened_at).total_seconds()
-    if state.resumed_at is None:
-        return left_s
-    return max(left_s, min(GRACE_S, deadline_s) - (now - state.resumed_at).total_seconds())
-
-
-def _margin_s(federation: Federation) -> float:
-    return (1 - PARTIAL) * (federation.schedule.deadline_s or 0.0)
 
 
 def _is_scoring_late(state: RunState, federation: Federation, now: datetime, *, times: int = 1) -> bool:
@@ -251,18 +215,6 @@ def _initial(state: RunState) -> Blob:
     if state.initial is None:
         raise AssertionError("planned before the first model was built")
     return state.initial
-
-
-def _missing(state: RunState, opened: RoundState, name: str) -> str:
-    """Why a node of the round has no update in it."""
-    answer, node = opened.answers.get(name), state.nodes.get(name)
-    reason = answer.reason if isinstance(answer, Failed) else node and node.error
-    return f"{name}: {reason or 'it gave no answer'}"
-
-
-def _few(reasons: Sequence[str], most: int = 3) -> str:
-    more = f"; and {len(reasons) - most} more" if len(reasons) > most else ""
-    return "; ".join(reasons[:most]) + more
 
 
 def _reason(failed: Failed | None) -> str:

@@ -31,11 +31,14 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 COORDINATOR = "coordinator"
 """The name under which the coordinator asks its own machine to build the first model; no node may take it."""
-REST, MEMORY = "rest", "memory"
-"""Labels of what comes with a model: its tensors that no node shares, as they were at first; what its strategy sends.
+REST, MEMORY, DIFFERENCE = "rest", "memory", "difference"
+"""Labels of what comes with a model.
 
-A node that can build the rest from the code is not sent it.
+They are its tensors that no node shares, as they were at first; what its strategy sends; and its difference to the
+model before it. A node that can make the rest, or the model itself, of what it has is not sent it.
 """
+NEWEST = ("base", "global")
+"""Labels of a run's newest model: the one to train, or to score."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -117,7 +120,9 @@ class Task:
     may be used, as the agent's `may` takes it (empty: always); a `partial` training hands in what it has done when it
     may be used no more, others come to nothing then. `callbacks` are the user's, each a `class` (`file.py:Class`) and
     its `args`; `local` is the name and the options of a local rule (empty: none). Unless `reset_optimizer`, optimizers
-    go on as they ended in `kept`. `finetune` has arguments of the model that go before `model_args` in a fine-tuning.
+    go on as they ended in `kept`. `codec` has the codecs of updates (`up`) and of models (`down`), each with its name
+    and options; `previous` is the model that a `DIFFERENCE` in `models` leads on from. `finetune` has arguments of the
+    model that go before `model_args` in a fine-tuning.
     """
 
     key: TaskKey
@@ -128,7 +133,8 @@ class Task:
     data_args: Mapping[str, Any]
     trainer: Mapping[str, Any]
     models: Mapping[str, Blob] = field(default_factory=dict)
-    codec: str = "none"
+    codec: Mapping[str, Any] = field(default_factory=dict)
+    previous: Blob | None = None
     threads: int = 0
     seconds: float | None = None
     partial: bool = False
@@ -157,7 +163,8 @@ class Task:
             data_args=a_mapping(fields["data_args"], "data_args"),
             trainer=a_mapping(fields["trainer"], "trainer"),
             models=models,
-            codec=a_text(fields["codec"], 100),
+            codec=a_mapping(fields["codec"], "codec"),
+            previous=None if fields["previous"] is None else Blob.from_json(fields["previous"]),
             threads=a_count(fields["threads"], "threads"),
             seconds=None if fields["seconds"] is None else a_number(fields["seconds"], "seconds"),
             partial=a_flag(fields["partial"], "partial"),

@@ -1,8 +1,11 @@
 """What an agent says of a task and of its machine, believed only as far as its form."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from fedctl.errors import Declined, ProtocolError
+from fedctl.errors import Declined, NodeError, ProtocolError
+from fedctl.node import agent
 from fedctl.records import Progress, Result, TaskKey
 from fedctl.strictjson import printable
 
@@ -38,3 +41,22 @@ def heed(answer: object) -> None:
             raise Declined(printable(why[:500]), seconds=float(seconds))
         case _:
             raise ProtocolError("the agent does not say whether its machine may be used")
+
+
+def facts_of(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What an agent says of its machine, known names and types only: it goes into the journal. Raises NodeError."""
+    facts: dict[str, Any] = {}
+    for name in ("protocol", "cpus", "memory", "disk_free", "time", "python", "system", "hostname", "home"):
+        match name, answer.get(name):
+            case "python" | "system" | "hostname" | "home", str(text):
+                facts[name] = printable(text[:1000])
+            case "protocol" | "cpus" | "memory" | "disk_free" | "time", int() | float() as number if number >= 0:
+                facts[name] = min(number, 2**63)
+            case _:
+                raise NodeError(f"the agent's greeting has no {name}")
+    if facts["protocol"] != agent.PROTOCOL:
+        raise NodeError(
+            f"the agent there speaks protocol {facts['protocol']:g}, and this fedctl {agent.PROTOCOL}",
+            hint="a forced command pins an agent of another version: have its owner renew it",
+        )
+    return facts

@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from fedctl.activity import NodeStanding, node_standing
-from fedctl.events import Traffic
 from fedctl.federation import Monitor
 from fedctl.measures import (
     BestRound,
@@ -34,6 +33,7 @@ from fedctl.measures import (
 )
 from fedctl.records import Blob, Progress
 from fedctl.state import RunState
+from fedctl.traffic import Traffic
 from fedctl.waiting import Straggler, Waiting, stragglers, waiting
 
 Standing = Literal["running", "held", "interrupted", "finished", "failed"]
@@ -55,7 +55,8 @@ class RoundStanding:
     """A closed round, or the first model as round 0; `metrics` are its model's, scored by `evaluated` nodes.
 
     They are `settled` once no node is waited for any more. `partial` has the steps of those contributors that handed
-    in what they had done when their time was over.
+    in what they had done when their time was over. `staleness` says how many models later than they began each update
+    was taken; it is empty for a round that took none but those of its own model.
     """
 
     round: int
@@ -66,11 +67,16 @@ class RoundStanding:
     evaluated: int
     settled: bool
     partial: Mapping[str, int]
+    staleness: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusReport:
-    """A whole run, as `status --json` prints it; `resume` is the command that takes up a run that stands still."""
+    """A whole run, as `status --json` prints it; `resume` is the command that takes up a run that stands still.
+
+    `bytes` is what the lines have carried so far, `forecast` what they will have once all rounds are done (None: of a
+    run without a first model, or of a journal that has no forecast).
+    """
 
     run: str
     state: Standing
@@ -79,6 +85,7 @@ class StatusReport:
     model: Blob | None
     metrics: Metrics
     bytes: Traffic
+    forecast: Traffic | None
     nodes: tuple[NodeStanding, ...]
     history: tuple[RoundStanding, ...]
     compare: tuple[Comparison, ...]
@@ -123,6 +130,7 @@ def report(
         model=state.model,
         metrics=newest_metrics(state),
         bytes=sum((node.bytes for node in state.nodes.values()), Traffic()),
+        forecast=state.forecast,
         nodes=tuple(node_standing(state, node, moment, own.get(name, {})) for name, node in state.nodes.items()),
         history=_history(state),
         compare=comparisons(state),
@@ -180,6 +188,7 @@ def _history(state: RunState) -> tuple[RoundStanding, ...]:
             evaluated=len(first),
             settled=is_settled(state, 0),
             partial={},
+            staleness={},
         )
     ]
     for closed in state.history:
@@ -194,6 +203,7 @@ def _history(state: RunState) -> tuple[RoundStanding, ...]:
                 evaluated=len(scores),
                 settled=is_settled(state, closed.number),
                 partial=closed.partial,
+                staleness=closed.staleness,
             )
         )
     return tuple(rows if first else rows[1:])

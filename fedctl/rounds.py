@@ -5,14 +5,20 @@ The one place where a run's files meet a strategy; the coordinator and `aggregat
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fedctl.codecs.pipeline import Pipeline
 from fedctl.errors import ModelError
 from fedctl.events import RoundAggregated
 from fedctl.measures import global_scores
 from fedctl.rundir import RunDir, copy_atomically
+from fedctl.share import Share
+from fedctl.staleness import Staleness
 from fedctl.state import RunState
 from fedctl.strategies import Strategy, uses_controls
+
+if TYPE_CHECKING:
+    from fedctl.aggregation import Late
 
 
 def close_round(
@@ -21,10 +27,15 @@ def close_round(
     *,
     contributors: Sequence[str],
     strategy: Strategy,
+    staleness: Staleness,
+    share: Share,
+    down: Pipeline,
     model_args: Mapping[str, Any],
     at: Callable[[], datetime],
 ) -> RoundAggregated:
     """Aggregate the open round's updates into its model and publish that as the run's newest; idempotent.
+
+    Of the model the round shares what `share` says. By `down` it travels to the nodes.
 
     The model, and what the strategy remembers, are on the disk for good when this returns.
 
@@ -36,26 +47,63 @@ def close_round(
         raise ModelError(f"run {run.name} has no open round")
     number = state.open.number
     memory = run.memory(number - 1)
+    made = run.round_model(number) if down.is_plain else run.aggregate(number)
+    run.round(number).mkdir(parents=True, exist_ok=True)  # no update was asked for in it, where all began earlier
     closed = aggregate_round(
         model=run.round_model(number - 1),
         updates={
-            name: (run.update(number, name), update.examples)
+            name: (run.answer(update.key), update.examples)
             for name, update in state.open.updates.items()
             if name in contributors
         },
         memory=memory if memory.exists() else None,
         strategy=strategy,
-        model_out=run.round_model(number),
+        model_out=made,
         memory_out=run.memory(number),
         steps={name: update.steps for name, update in state.open.updates.items()},
         losses=losses_of(state, number - 1),
+        late=late(run, number, {name: one.key.round for name, one in state.open.updates.items()}, staleness),
+        share=share,
+        round=number,
     )
     if closed.memory is None:
         run.memory(number).unlink(missing_ok=True)  # of a coordinator that died here, and another strategy's
+    model, difference = closed.model, None
+    if not down.is_plain:
+        from fedctl.downlink import shorten
+
+        shortened = shorten(
+            made,
+            pipeline=down,
+            previous=run.round_model(number - 1),
+            residual=run.residual(number - 1),
+            model_out=run.round_model(number),
+            difference_out=run.difference(number),
+            residual_out=run.residual(number),
+        )
+        model, difference = shortened.model, shortened.difference
+        made.unlink()
     run.sync(run.round_model(number))
     publish(run, number, model_args)
-    sent = closed.memory if uses_controls(strategy) else None
-    return RoundAggregated(at=at(), round=number, model=closed.model, contributors=tuple(contributors), memory=sent)
+    return RoundAggregated(
+        at=at(),
+        round=number,
+        model=model,
+        contributors=tuple(contributors),
+        memory=closed.memory if uses_controls(strategy) else None,
+        difference=difference,
+    )
+
+
+def late(run: RunDir, number: int, rounds: Mapping[str, int], staleness: Staleness) -> "dict[str, Late]":
+    """Which of a round's updates began from an earlier model, by node; `rounds` are those that asked for them."""
+    from fedctl.aggregation import Late
+
+    return {
+        name: Late(base=run.round_model(asked - 1), share=staleness.share(number - asked))
+        for name, asked in rounds.items()
+        if asked < number
+    }
 
 
 def losses_of(state: RunState, number: int) -> dict[str, float]:

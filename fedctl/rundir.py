@@ -76,6 +76,22 @@ class RunDir:
     def memory(self, number: int) -> Path:
         return self.round(number) / "memory.safetensors"
 
+    def difference(self, number: int) -> Path:
+        """That round's model as it travels to nodes that have the one before; not there where it travels whole."""
+        return self.round(number) / "difference.safetensors"
+
+    def aggregate(self, number: int) -> Path:
+        """That round's model until its difference to the one before is made."""
+        return self.round(number) / "aggregate.safetensors"
+
+    def residual(self, number: int) -> Path:
+        """What the models up to that round's failed to bring over of what was aggregated."""
+        return self.round(number) / "residual.safetensors"
+
+    def wire(self, task: TaskKey) -> Path:
+        """Where an update comes to that is still to be decoded."""
+        return self.round(task.round) / "wire" / f"{task.node}.safetensors"
+
     def update(self, number: int, node: str) -> Path:
         return self.round(number) / "updates" / f"{node}.safetensors"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal, assert_never
 
-from fedctl.events import Traffic
 from fedctl.records import COORDINATOR, Blob, Kind, Score, TaskKey
+from fedctl.traffic import Traffic
 
 Status = Literal["new", "running", "held", "finished", "failed"]
 
@@ -47,6 +47,18 @@ class Failed:
 
 
 Answer = Received | Scored | Failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """A training that was asked for an earlier round and whose update still counts; `begun_at` is None before it began.
+
+    It was asked at `asked_at`, moved on by the time in which no coordinator lived.
+    """
+
+    key: TaskKey
+    asked_at: datetime
+    begun_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +105,9 @@ class RoundState:
 
     `wanted` and `quorum` count updates: those that close it at once, and those that it cannot close without. `absent_s`
     is how long of its time no coordinator lived, `answered_s` when the nodes' last answers came, in seconds from its
-    opening without that time. `begun` has the newest training of each node that has begun one, and when.
+    opening without that time. `begun` has the newest training of each node that has begun one, and when; `asked_at`
+    when each was asked, moved on by that time. With a `max_staleness`, trainings that began up to so many rounds
+    earlier answer it, too.
     """
 
     number: int
@@ -106,6 +120,8 @@ class RoundState:
     answered_s: Mapping[str, float] = field(default_factory=dict)
     answers: Mapping[str, Answer] = field(default_factory=dict)
     bytes: Traffic = Traffic()
+    asked_at: Mapping[str, datetime] = field(default_factory=dict)
+    max_staleness: int = 0
 
     @property
     def updates(self) -> dict[str, Received]:
@@ -132,7 +148,8 @@ class RoundReport:
     """A closed round and its cohort.
 
     Of its contributors, when each update came, in seconds from its opening, and what it took; `partial` has the steps
-    of those that handed in what they had done when their time was over.
+    of those that handed in what they had done when their time was over. `staleness` says by how many rounds each
+    update's training began earlier; it is empty for a round that takes no update of an earlier one.
     """
 
     number: int
@@ -141,6 +158,7 @@ class RoundReport:
     failed: tuple[str, ...]
     model: Blob
     memory: Blob | None
+    difference: Blob | None
     opened_at: datetime
     closed_at: datetime
     answered_s: Mapping[str, float]
@@ -148,6 +166,7 @@ class RoundReport:
     line_seconds: Mapping[str, float]
     partial: Mapping[str, int]
     bytes: Traffic
+    staleness: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -157,7 +176,12 @@ class RoundReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """A whole run. `round` is the newest aggregated one; `evaluations[k]` has the nodes' scores of round k's model."""
+    """A whole run. `round` is the newest aggregated one; `evaluations[k]` has the nodes' scores of round k's model.
+
+    `pending` are trainings of closed rounds that still count, `carried` the updates that are in and that no round has
+    taken yet, in the order in which they came: both by node, and only between and in rounds that take such.
+    `difference` is that of the newest model to the `previous` one, where it travels as such.
+    """
 
     run: str = ""
     federation: str = ""
@@ -176,10 +200,15 @@ class RunState:
     initialization: Failed | None = None
     initial: Blob | None = None
     rest: Blob | None = None
+    forecast: Traffic | None = None
     model: Blob | None = None
     memory: Blob | None = None
+    difference: Blob | None = None
+    previous: Blob | None = None
     round: int = 0
     open: RoundState | None = None
+    pending: Mapping[str, Pending] = field(default_factory=dict)
+    carried: Mapping[str, Received] = field(default_factory=dict)
     nodes: Mapping[str, NodeState] = field(default_factory=dict)
     history: tuple[RoundReport, ...] = ()
     evaluations: Mapping[int, Mapping[str, Answer]] = field(default_factory=dict)
@@ -214,10 +243,33 @@ class RunState:
         """Whether this is the round that is open."""
         return self.open is not None and self.open.number == round
 
+    def is_pending(self, key: TaskKey) -> bool:
+        """Whether this is a training of a closed round that still counts."""
+        return key.node in self.pending and self.pending[key.node].key == key
+
+    def counts(self, key: TaskKey) -> bool:
+        """Whether what a training comes to is still news."""
+        return self.is_open(key.round) or self.is_pending(key)
+
+    def begun(self, name: str) -> tuple[TaskKey, datetime] | None:
+        """What a node has begun to train that still counts and is not answered, and when it began."""
+        if name in self.pending:
+            asked = self.pending[name]
+            return (asked.key, asked.begun_at) if asked.begun_at else None
+        return self.open.begun[name] if self.open and self.open.training(name) else None
+
     def left_over(self, node: NodeState) -> TaskKey | None:
         """What a node was seen to train for a round that was closed without it: that is still to be stopped."""
         task = node.task
-        return task if task and task.kind == "train" and task.round <= self.round else None
+        is_old = task and task.kind == "train" and task.round <= self.round
+        return task if task and is_old and not self.is_pending(task) else None
+
+    def model_of(self, number: int) -> Blob:
+        """The model of a round, of 0 the first one; raises AssertionError where it is not made yet."""
+        model = self.history[number - 1].model if number else self.initial
+        if model is None:
+            raise AssertionError("asked for before the first model was built")
+        return model
 
     def with_node(self, name: str, **changes: object) -> "RunState":
         """The state with a node changed; as it was where there is no such node."""

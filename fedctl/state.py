@@ -4,12 +4,12 @@ Pure: no clock, no disk, no network, no torch. The same events give the same sta
 `status` and after a crash; a repeated event changes nothing, and neither does a late one that a round has gone past.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import assert_never
 
-from fedctl import answers
+from fedctl import answers, cycle
 from fedctl.events import (
     Event,
     ModelEvaluated,
@@ -81,12 +81,11 @@ def apply(state: RunState, event: Event) -> RunState:
         case NodeDeclined():
             return _troubled(state, event, status="away", passing=True, ask_again_s=event.seconds)
         case ModelInitialized():
-            made = replace(state, initial=event.model, model=event.model, rest=event.rest, initialization=None)
-            return state if state.model else made
+            return _model_initialized(state, event)
         case RoundOpened():
-            return _round_opened(state, event)
+            return cycle.round_opened(state, event)
         case RoundWidened():
-            return _round_widened(state, event)
+            return cycle.round_widened(state, event)
         case TaskStarted():
             return answers.task_started(state, event)
         case TaskFailed():
@@ -100,13 +99,26 @@ def apply(state: RunState, event: Event) -> RunState:
         case RoundHeld():
             return replace(state, status="held") if state.is_open(event.round) else state
         case RoundAggregated():
-            return _round_aggregated(state, event)
+            return cycle.round_aggregated(state, event)
         case RunFinished():
             return replace(state, status="finished", ended_at=event.at)
         case RunFailed():
             return replace(state, status="failed", reason=event.reason, ended_at=event.at)
         case _:
             assert_never(event)
+
+
+def _model_initialized(state: RunState, event: ModelInitialized) -> RunState:
+    if state.model is not None:
+        return state
+    return replace(
+        state,
+        initial=event.model,
+        model=event.model,
+        rest=event.rest,
+        forecast=event.forecast,
+        initialization=None,
+    )
 
 
 def _run_started(state: RunState, event: RunStarted) -> RunState:
@@ -136,11 +148,18 @@ def _run_started(state: RunState, event: RunStarted) -> RunState:
     )
     opened = state.open
     if not gave_up:
-        paused = opened and replace(opened, absent_s=opened.absent_s + event.absent_s)
-        return replace(renewed, open=paused)
+        pause = timedelta(seconds=event.absent_s)
+        later = opened and {name: at + pause for name, at in opened.asked_at.items()}
+        paused = opened and replace(opened, absent_s=opened.absent_s + event.absent_s, asked_at=later or {})
+        pending = {name: replace(asked, asked_at=asked.asked_at + pause) for name, asked in state.pending.items()}
+        return replace(renewed, open=paused, pending=pending)
     fresh = state.initialization and replace(state.initialization, spent=0, retryable=True)
-    opened = opened and replace(opened, opened_at=event.at, absent_s=0.0, answers=_forgiven(opened.answers))
-    return replace(renewed, initialization=fresh, open=opened)
+    anew = opened and dict.fromkeys(opened.asked_at, event.at)
+    opened = opened and replace(
+        opened, opened_at=event.at, absent_s=0.0, answers=_forgiven(opened.answers), asked_at=anew or {}
+    )
+    pending = {name: replace(asked, asked_at=event.at) for name, asked in state.pending.items()}
+    return replace(renewed, initialization=fresh, open=opened, pending=pending)
 
 
 def _forgiven(answers: Mapping[str, Answer]) -> dict[str, Answer]:
@@ -184,85 +203,6 @@ def _troubled(
         passing=passing,
         ask_again_s=ask_again_s,
     )
-
-
-def _round_opened(state: RunState, event: RoundOpened) -> RunState:
-    if event.round != state.round + 1 or state.open is not None:
-        return state
-    opened = RoundState(
-        number=event.round,
-        opened_at=event.at,
-        nodes=event.nodes,
-        wanted=event.wanted or len(event.nodes),
-        quorum=event.quorum or 1,
-    )
-    return replace(state, open=opened)
-
-
-def _round_widened(state: RunState, event: RoundWidened) -> RunState:
-    opened = state.open
-    if opened is None or opened.number != event.round:
-        return state
-    added = tuple(name for name in event.nodes if name not in opened.nodes)
-    return replace(state, open=replace(opened, nodes=opened.nodes + added))
-
-
-def _round_aggregated(state: RunState, event: RoundAggregated) -> RunState:
-    if state.open is None or event.round != state.open.number:
-        return state
-    opened = state.open
-    report = RoundReport(
-        number=event.round,
-        nodes=opened.nodes,
-        contributors=event.contributors,
-        failed=tuple(name for name in sorted(opened.nodes) if _has_failed(state, opened, name)),
-        model=event.model,
-        memory=event.memory,
-        opened_at=opened.opened_at,
-        closed_at=event.at,
-        answered_s={name: opened.answered_s[name] for name in opened.updates},
-        fit_seconds={name: update.seconds for name, update in opened.updates.items()},
-        line_seconds={name: update.line_s for name, update in opened.updates.items()},
-        partial={name: update.steps for name, update in opened.updates.items() if update.partial},
-        bytes=opened.bytes,
-    )
-    return replace(
-        state,
-        nodes=_kept(_struck(state.nodes, opened), opened, event.contributors),
-        round=event.round,
-        model=event.model,
-        memory=event.memory,
-        status="running" if state.status == "held" else state.status,
-        open=None,
-        history=(*state.history, report),
-    )
-
-
-def _kept(nodes: dict[str, NodeState], closed: RoundState, contributors: Collection[str]) -> dict[str, NodeState]:
-    """What a contributor's training left on it counts from now on, and no other's."""
-    taken = {name: update.key for name, update in closed.updates.items() if name in contributors and name in nodes}
-    return {**nodes, **{name: replace(nodes[name], kept=key) for name, key in taken.items()}}
-
-
-def _has_failed(state: RunState, closed: RoundState, name: str) -> bool:
-    """Whether a node owed the round an update; one whose update was not needed any more did not."""
-    answer, node = closed.answers.get(name), state.nodes.get(name)
-    return isinstance(answer, Failed) or (answer is None and (node is None or node.status != "ready"))
-
-
-def _struck(nodes: Mapping[str, NodeState], closed: RoundState) -> dict[str, NodeState]:
-    """A node that failed in the round has a strike more; one that gave its update has none."""
-
-    def judged(node: NodeState) -> NodeState:
-        match closed.answers.get(node.name):
-            case Received():
-                return replace(node, strikes=0)
-            case Failed():
-                return replace(node, strikes=node.strikes + 1, struck=closed.number)
-            case _:
-                return node
-
-    return {name: judged(node) for name, node in nodes.items()}
 
 
 def _seconds(since: datetime, until: datetime) -> float:

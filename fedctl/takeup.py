@@ -38,8 +38,8 @@ def updates_lost(run: RunDir, state: RunState, at: datetime) -> list[UpdateLost]
 
 
 def damaged(run: RunDir, state: RunState) -> list[TaskKey]:
-    """The tasks whose updates are not on the disk as they came, of the open round and of nodes alone."""
-    answers = [*(state.open.answers if state.open else {}).values(), *state.alone.values()]
+    """The tasks whose updates are not on the disk as they came, of the open round, the next and of nodes alone."""
+    answers = [*(state.open.answers if state.open else {}).values(), *state.carried.values(), *state.alone.values()]
     received = [answer for answer in answers if isinstance(answer, Received)]
     with ThreadPoolExecutor() as pool:
         whole = pool.map(lambda answer: is_there(run.answer(answer.key), answer.update), received)

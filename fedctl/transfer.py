@@ -1,12 +1,12 @@
 """How a large file travels between here and a node: many requests under way at once, so that distance costs little.
 
 Both ways go on at the byte where a line broke, and verify by SHA-256. What goes far goes over several lines, because
-the server's window bounds each of them.
+the server's window bounds each of them; what has a narrow `bandwidth` goes over one, in small blocks.
 """
 
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from glob import escape
@@ -36,7 +36,7 @@ def put(connection: Connection, blob: Blob, source: Path) -> int:
                 case None:
                     return 0
                 case int(begin):
-                    if blob.size - begin > WORTH_SPLITTING and connection.rtt_s() > FAR_S:
+                    if connection.block == BLOCK and blob.size - begin > WORTH_SPLITTING and connection.rtt_s() > FAR_S:
                         return _put_blocks(connection, blob, source, lines=LINES)
                     return _put_in_order(connection, blob, source, begin)
                 case _:
@@ -50,6 +50,16 @@ def put(connection: Connection, blob: Blob, source: Path) -> int:
     raise AssertionError("the second try returns or raises")
 
 
+def are_whole(connection: Connection, digests: Sequence[str]) -> set[str]:
+    """Those of these blobs that are on the node."""
+    found = connection.ask("stat", digests=list(digests)).get("blobs", {})
+    return {digest for digest in digests if isinstance(found, dict) and _says_whole(found.get(digest))}
+
+
+def _says_whole(stand: object) -> bool:
+    return isinstance(stand, dict) and stand.get("whole") is True
+
+
 def kept(blob: Blob, target: Path) -> int:
     """How many bytes of a file an earlier `fetch` has brought."""
     part = _part(blob, target)
@@ -61,10 +71,13 @@ def ahead_of(connection: Connection, blob: Blob) -> int:
     return NEAR_AHEAD if blob.size > AHEAD * BLOCK and connection.rtt_s() <= FAR_S else AHEAD
 
 
-def fetch(begin: Callable[[int, int], Waiter], blob: Blob, target: Path, *, ahead: int = AHEAD) -> None:
+def fetch(
+    begin: Callable[[int, int], Waiter], blob: Blob, target: Path, *, ahead: int = AHEAD, block: int = BLOCK
+) -> None:
     """Bring a file here, from where an earlier try broke; `begin` asks for a number of bytes from an offset.
 
-    Raises ConnectionLost, or NodeError when what comes is not that blob.
+    So many blocks are asked for `ahead` of those that have come. Raises ConnectionLost, or NodeError when what comes is
+    not that blob.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = _part(blob, target)
@@ -81,12 +94,12 @@ def fetch(begin: Callable[[int, int], Waiter], blob: Blob, target: Path, *, ahea
         while came < blob.size:
             with suppress(ConnectionLost):  # what had come before that is not lost
                 while asked < blob.size and len(waiting) < ahead:
-                    waiting.append(begin(asked, min(BLOCK, blob.size - asked)))
-                    asked += BLOCK
+                    waiting.append(begin(asked, min(block, blob.size - asked)))
+                    asked += block
             if not waiting:
                 raise ConnectionLost("the line broke")
             answer, piece = waiting.popleft()()
-            limit = min(BLOCK, blob.size - came)
+            limit = min(block, blob.size - came)
             if answer.get("size") != blob.size or not 0 < len(piece) <= limit:
                 part.unlink()
                 raise NodeError(f"the node's file is not of the {blob.size} bytes that it announced")
@@ -101,7 +114,7 @@ def fetch(begin: Callable[[int, int], Waiter], blob: Blob, target: Path, *, ahea
     part.unlink()
     if began == 0:
         raise NodeError("the file's bytes are not those that were announced")
-    fetch(begin, blob, target, ahead=ahead)  # what was here before was not the beginning of this
+    fetch(begin, blob, target, ahead=ahead, block=block)  # what was here before was not the beginning of this
 
 
 def _put_in_order(connection: Connection, blob: Blob, source: Path, offset: int) -> int:
@@ -109,7 +122,7 @@ def _put_in_order(connection: Connection, blob: Blob, source: Path, offset: int)
     waiting: deque[Waiter] = deque()
     with source.open("rb", buffering=0) as file:
         while True:
-            block = _block(file, blob, offset)
+            block = _block(file, blob, offset, connection.block)
             waiting.append(connection.begin("put", block, digest=blob.digest, size=blob.size, offset=offset))
             offset += len(block)
             while len(waiting) >= AHEAD or (waiting and offset == blob.size):
@@ -137,7 +150,7 @@ def _put_blocks(connection: Connection, blob: Blob, source: Path, *, lines: int)
                         with suppress(IndexError):  # another line was faster
                             numbers.append(blocks.popleft())
                             offset = numbers[-1] * BLOCK
-                            block = _block(file, blob, offset)
+                            block = _block(file, blob, offset, BLOCK)
                             answers.append(line.begin("put", block, digest=blob.digest, offset=offset, block=True))
                             sent += len(block)
                     else:
@@ -172,9 +185,9 @@ def _put_blocks(connection: Connection, blob: Blob, source: Path, *, lines: int)
     return sent
 
 
-def _block(file: FileIO, blob: Blob, offset: int) -> bytes:
-    block = os.pread(file.fileno(), min(BLOCK, blob.size - offset), offset)
-    if len(block) < min(BLOCK, blob.size - offset):
+def _block(file: FileIO, blob: Blob, offset: int, most: int) -> bytes:
+    block = os.pread(file.fileno(), min(most, blob.size - offset), offset)
+    if len(block) < min(most, blob.size - offset):
         raise NodeError(f"{file.name!s} is shorter than it should be")
     return block
 

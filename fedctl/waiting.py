@@ -50,10 +50,11 @@ class Waiting:
 def stragglers(state: RunState, now: datetime, progress: Mapping[str, Progress]) -> tuple[Straggler, ...]:
     """The late nodes of the open round, in the order of names.
 
-    There are none before as many updates are in as are still waited for. `progress` may hold newest samples by task.
+    There are none before as many updates are in as are still waited for, nor in a round that takes late updates: it
+    waits for no node in particular. `progress` may hold newest samples by task.
     """
     opened = state.open
-    if opened is None:
+    if opened is None or opened.max_staleness:
         return ()
     late = sorted(name for name in opened.nodes if _is_waited_for(state, opened, name, now))
     came = [opened.answered_s[name] for name in opened.updates if name in opened.answered_s]
@@ -76,10 +77,11 @@ def waiting(state: RunState) -> tuple[Waiting, ...]:
 
     A round waits from the moment when half of its updates are in until the last one is. Each instant of that is shared
     equally among the contributors whose updates are not in yet. What kept a contributor is whichever took it most
-    seconds beyond the round's median: its training, the line, or all the rest.
+    seconds beyond the round's median: its training, the line, or all the rest. A round that took late updates has
+    waited for nobody.
     """
     seconds: dict[str, dict[Cause, float]] = {}
-    for closed in state.history:
+    for closed in (report for report in state.history if not report.staleness):
         spent = _spent(closed)
         usual = {cause: _usual(closed, by_node) for cause, by_node in spent.items()}
         for name, waited in _waited(closed).items():
@@ -99,7 +101,9 @@ def waiting(state: RunState) -> tuple[Waiting, ...]:
 
 
 def is_under_way(state: RunState, key: TaskKey) -> bool:
-    """Whether telemetry of a task still counts: it has had no answer, and its round is the newest."""
+    """Whether telemetry of a task still counts: it has had no answer, and its round is the newest or it may be late."""
+    if state.is_pending(key):
+        return True
     if key.kind in ("train", "evaluate") and key.round != (state.round + 1 if key.kind == "train" else state.round):
         return False
     known = state.answers(key.kind, key.round).get(key.node)

@@ -124,6 +124,12 @@ def split(update: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[s
     return weights, Lazy({name: spec[CONTROL + name] for name in names}, lambda name: update[CONTROL + name])
 
 
+def controls_of(spec: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """All controls that there may be beside weights of this spec, by their names in an update."""
+    floating = ("float", "bfloat", "complex")
+    return {CONTROL + name: one for name, one in spec.items() if one.dtype.startswith(floating)}
+
+
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Blob:
     """Write `tensors` as a safetensors file, one at a time, and put it at `path` whole.
 

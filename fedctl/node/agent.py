@@ -1287,11 +1287,16 @@ class Agent:
     def missing(self, task: Header, worker: Header) -> list[str]:
         """What a task needs and is not here: models, the bundle, the environment.
 
-        The rest of a model is built here, and is missing only where that was tried in vain.
+        The rest of a model is built here, and so is a model of its difference to one that is here: they are missing
+        only where that was tried in vain.
         """
+        models = task["models"]
+        parts = [blob["digest"] for blob in (models.get("difference"), task.get("previous")) if blob]
+        is_made = len(parts) == 2 and all(self.blobs.stat(digest)["whole"] for digest in parts)
+        made = {"rest", *(("base", "global") if is_made else ())}
         missing = []
-        for label, blob in task["models"].items():
-            is_needed = label != "rest" or self.blobs.is_wanted(blob["digest"])
+        for label, blob in models.items():
+            is_needed = label != "difference" and (label not in made or self.blobs.is_wanted(blob["digest"]))
             if is_needed and not self.blobs.stat(blob["digest"])["whole"]:
                 missing.append(blob["digest"])
         bundle = self.home / "bundle" / self.blobs.path(worker["bundle"]).name

@@ -15,39 +15,52 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedctl.codecs.pipeline import Pipeline
 from fedctl.errors import ConfigError, ModelError
 from fedctl.node import rules
 from fedctl.node.agent import key_of, remove, write_whole
 from fedctl.records import Task, TaskKey
-from fedctl.weights import Weights, part
+from fedctl.weights import Lazy, Weights, part, spec_of
 from fedctl.weights import save as save_weights
 
 STATE, OPTIMIZERS = "state.safetensors", "optimizers.pt"
-_PRIVATE, _RULE = "private/", "rule/"
+_PRIVATE, _WAITING, _RULE, _RESIDUAL = "private/", "waiting/", "rule/", "residual/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """What a training left: the tensors that no node shares, by the model's names, as far as they were trained here;
-    what the local rule wants again; and the states of what Lightning steps (None: they are to begin anew).
+    """What a training left, each by the model's names of tensors.
+
+    Those that no node shares, as far as they were trained here; those whose turn to travel it was not; what the local
+    rule wants again; what the codecs did not bring over; and the states of what Lightning steps (None: they are to
+    begin anew).
     """
 
     private: Mapping[str, Tensor] = field(default_factory=dict)
+    waiting: Mapping[str, Tensor] = field(default_factory=dict)
     rule: Mapping[str, Tensor] = field(default_factory=dict)
+    residual: Mapping[str, Tensor] = field(default_factory=dict)
     optimizers: Mapping[str, Any] | None = None
 
 
 def is_asked(task: Task) -> bool:
     """Whether a training of this task's kind leaves anything for the next."""
-    return bool(task.share) or not task.reset_optimizer or bool(task.local and rules.build(task.local).keeps)
+    keeps = bool(task.share) or not task.reset_optimizer or bool(task.local and rules.build(task.local).keeps)
+    return keeps or Pipeline.of(task.codec.get("up", ())).is_lossy
 
 
 def save(folder: Path, kept: Kept) -> None:
     """Leave it in the folder of its training, whole and for good; ConfigError for states that nobody could read."""
     if kept.optimizers is not None:
         write_whole(folder / OPTIMIZERS, _packed(kept.optimizers))
-    named = [(_PRIVATE, kept.private), (_RULE, kept.rule)]
-    save_weights(folder / STATE, {prefix + name: one for prefix, many in named for name, one in many.items()})
+    parts = {_PRIVATE: kept.private, _WAITING: kept.waiting, _RULE: kept.rule, _RESIDUAL: kept.residual}
+    spec = {prefix + name: one for prefix, many in parts.items() for name, one in spec_of(many).items()}
+
+    def compute(named: str) -> Tensor:
+        prefix, slash, name = named.partition("/")
+        return parts[prefix + slash][name]
+
+    save_weights(folder / STATE, Lazy(spec, compute))
 
 
 def load(run: Path, task: Task) -> Kept | None:
@@ -66,7 +79,13 @@ def load(run: Path, task: Task) -> Kept | None:
     if not task.reset_optimizer:
         with contextlib.suppress(Exception):  # a reader of damaged bytes raises whatever it stumbles on
             optimizers = torch.load(folder / OPTIMIZERS, map_location="cpu", weights_only=True)
-    return Kept(private=_named(state, _PRIVATE), rule=_named(state, _RULE), optimizers=optimizers)
+    return Kept(
+        private=_named(state, _PRIVATE),
+        waiting=_named(state, _WAITING),
+        rule=_named(state, _RULE),
+        residual=_named(state, _RESIDUAL),
+        optimizers=optimizers,
+    )
 
 
 def is_missed(task: Task, kept: Kept | None) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from fedctl.errors import ConfigError, Declined
 from fedctl.node.agent import Blobs, Run, key_of, parse, remove, write_whole
 from fedctl.node.trainers import TRAINERS, resolve
-from fedctl.records import REST, Progress, Result, Task, TaskKey
+from fedctl.records import DIFFERENCE, NEWEST, REST, Progress, Result, Task, TaskKey
 
 PROGRESS_S = 0.2
 PROGRAMMING_ERRORS = (
@@ -88,10 +88,11 @@ def _result_of(folder: Path, key: TaskKey, threads: int) -> Result | None:
         except (FileNotFoundError, ValueError):
             return None
         task = Task.from_json(content)
-        are_whole = [blobs.verify(blob.digest) for label, blob in task.models.items() if label != REST]
+        made = {REST, DIFFERENCE, *(NEWEST if DIFFERENCE in task.models else ())}
+        are_whole = [blobs.verify(blob.digest) for label, blob in task.models.items() if label not in made]
         if not all(are_whole) or not all(Path(place).exists() for place in (__file__, sys.prefix)):
             return None
-        if REST in task.models and not _is_rest_here(task, blobs):
+        if not made.isdisjoint(task.models) and not _are_made(task, blobs):
             return None
         models = {label: blobs.path(blob.digest) for label, blob in task.models.items()}
         trainer = resolve(TRAINERS["lightning"])
@@ -110,10 +111,11 @@ def _result_of(folder: Path, key: TaskKey, threads: int) -> Result | None:
         )
 
 
-def _is_rest_here(task: Task, blobs: Blobs) -> bool:
-    from fedctl.node.trainers.parts import is_rest_here  # torch is slow to import, where the worker has not done so
+def _are_made(task: Task, blobs: Blobs) -> bool:
+    """Whether what is made of other things on this machine is here by now."""
+    from fedctl.node.trainers import parts  # torch is slow to import, where the worker has not done so
 
-    return is_rest_here(task, blobs)
+    return (DIFFERENCE not in task.models or parts.is_model_here(task, blobs)) and parts.is_rest_here(task, blobs)
 
 
 def users_part(error: BaseException) -> str:

@@ -6,16 +6,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fedctl import staleness
 from fedctl.aggregation import AggregateReport, aggregate_files
 from fedctl.errors import StateError, UsageError
 from fedctl.events import UpdateReceived
 from fedctl.federation import Named
 from fedctl.journal import Journal, read
-from fedctl.operations.algorithm import strategy_of, told_of_nodes
+from fedctl.operations.algorithm import build_algorithm, strategy_of, told_of_nodes
 from fedctl.operations.launch import configured
 from fedctl.operations.status import require_held
 from fedctl.records import Blob
-from fedctl.rounds import close_round, losses_of
+from fedctl.rounds import close_round, late, losses_of
 from fedctl.rundir import RunDir, find, is_there
 from fedctl.state import RunState, fold
 from fedctl.strategies import build, rule_of
@@ -87,13 +88,14 @@ def _what_if(request: Request, run: RunDir) -> AggregateReport:
     federation = configured(run)
     state = fold(read(run.journal))
     number = request.round or (state.open.number if state.open and state.open.updates else state.round)
-    received = _received(run, number)
-    names = [name for name in _in_time(state, number) if run.update(number, name).exists()]
+    rounds = _in_time(state, number)
+    received = _received(run, rounds)
+    names = [name for name, asked in rounds.items() if run.update(asked, name).exists()]
     if not names:
         raise StateError(f"run {run.name} has no updates of round {number}", hint=_rounds_with_updates(run))
-    changed = [name for name in names if not is_there(run.update(number, name), received[name].update)]
+    changed = [name for name in names if not is_there(run.update(rounds[name], name), received[name].update)]
     if changed:
-        path = run.update(number, changed[0])
+        path = run.update(rounds[changed[0]], changed[0])
         raise StateError(
             f"{path} is not as {changed[0]} gave it: it was changed, or a power cut took it before it was written out",
             hint="aggregate the other files of its folder: `fedctl aggregate ALICE.safetensors ... -o out.safetensors`",
@@ -104,9 +106,10 @@ def _what_if(request: Request, run: RunDir) -> AggregateReport:
     if weights is None and build(strategy, folder=federation.folder).weighted:
         examples = [received[name].examples for name in names]
         weights = [float(count) for count in examples] if any(examples) else None
+    behind = late(run, number, rounds, staleness.build(federation.schedule.staleness))
     output = request.output or run.round(number) / f"what-if-{strategy.name.replace(':', '.')}.safetensors"
     report = aggregate_files(
-        [run.update(number, name) for name in names],
+        [run.update(rounds[name], name) for name in names],
         output=output,
         strategy=strategy,
         weights=weights,
@@ -114,6 +117,8 @@ def _what_if(request: Request, run: RunDir) -> AggregateReport:
         memory=memory if (memory := run.memory(number - 1)).exists() and strategy == own else None,
         steps=[received[name].steps for name in names],
         losses=[losses.get(name) for name in names],
+        late=[behind.get(name) for name in names],
+        in_part=build_algorithm(federation).federation.share.is_scheduled,
         rest=run.rest if run.rest.exists() and request.output else None,
         force=request.force or request.output is None,
     )
@@ -129,7 +134,8 @@ def _commit(request: Request, run: RunDir) -> Committed:
     own = strategy_of(federation)
     strategy = told_of_nodes(_strategy(request, own), federation)
     rule = build(strategy, folder=federation.folder)
-    kept = rule_of(build(own, folder=federation.folder))
+    own_algorithm = build_algorithm(federation)
+    kept = rule_of(own_algorithm.strategy)
     if rule_of(rule) and not kept:
         raise UsageError(
             f"{strategy.name} needs what its local rule does on the nodes, and this run has none",
@@ -152,6 +158,9 @@ def _commit(request: Request, run: RunDir) -> Committed:
             state,
             contributors=_contributors(state),
             strategy=rule,
+            share=own_algorithm.federation.share,
+            down=own_algorithm.ways.down,
+            staleness=staleness.build(federation.schedule.staleness),
             model_args=federation.task.model_args,
             at=lambda: datetime.now(UTC),
         )
@@ -161,23 +170,29 @@ def _commit(request: Request, run: RunDir) -> Committed:
     )
 
 
-def _in_time(state: RunState, number: int) -> Sequence[str]:
-    """The nodes whose updates count for a round: one that came after its end lies there too, and does not."""
+def _in_time(state: RunState, number: int) -> Mapping[str, int]:
+    """The nodes whose updates count for a round, and the rounds that asked for these.
+
+    One that came after its end lies there too, and does not count.
+    """
     if state.open and state.open.number == number:
-        return tuple(state.open.updates)
-    return next((sorted(report.contributors) for report in state.history if report.number == number), ())
+        return {name: update.key.round for name, update in state.open.updates.items()}
+    report = next((report for report in state.history if report.number == number), None)
+    return {name: number - report.staleness.get(name, 0) for name in sorted(report.contributors)} if report else {}
 
 
 def _contributors(state: RunState) -> tuple[str, ...]:
     return tuple(state.open.updates) if state.open else ()
 
 
-def _received(run: RunDir, number: int) -> Mapping[str, UpdateReceived]:
-    """What each node gave in that round, by the journal."""
+def _received(run: RunDir, rounds: Mapping[str, int]) -> Mapping[str, UpdateReceived]:
+    """What each node gave when it was asked in that round, by the journal."""
     return {
         event.task.node: event
         for event in read(run.journal)
-        if isinstance(event, UpdateReceived) and event.task.kind == "train" and event.task.round == number
+        if isinstance(event, UpdateReceived)
+        and event.task.kind == "train"
+        and event.task.round == rounds.get(event.task.node)
     }
 
 

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, replace
 
-from fedctl import fleet
+from fedctl import fleet, staleness
 from fedctl.errors import ConfigError
 from fedctl.federation import Federation, Named
 from fedctl.node.rules import RULES, kind_of
-from fedctl.strategies import STRATEGIES, Strategy, build, least_of, needs_losses, rule_of
+from fedctl.operations.ways import Ways, codecs_of, ways_of
+from fedctl.strategies import STRATEGIES, Strategy, build, fragments_of, least_of, needs_losses, rule_of, uses_controls
 from fedctl.strategies.options import from_options
 
 WRITTEN = {
@@ -25,9 +26,10 @@ WRITTEN = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithm:
-    """The strategy, and the federation with both halves as they go together."""
+    """The strategy, how tensors travel, and the federation with all halves as they go together."""
 
     strategy: Strategy
+    ways: Ways
     federation: Federation
 
 
@@ -42,7 +44,11 @@ def build_algorithm(federation: Federation) -> Algorithm:
         from_options(kind_of(local.name), local.options, where="local")
     named = strategy_of(federation)
     strategy = build(named, folder=federation.folder)
+    if fragments_of(strategy) > 1:
+        federation = replace(federation, share=replace(federation.share, fragments=fragments_of(strategy)))
     _check_least(federation, named.name, strategy)
+    if federation.schedule.mode == "buffered":
+        _check_buffered(federation, named.name, strategy)
     if needs_losses(strategy) and federation.task.monitor.mode == "max":
         raise ConfigError(
             f"strategy: {named.name} goes by the nodes' losses, and of `{federation.task.monitor.metric}` the more the "
@@ -60,7 +66,9 @@ def build_algorithm(federation: Federation) -> Algorithm:
             f"local: the strategy {named.name} brings its own local rule",
             hint="leave `local` out, and give options to the strategy",
         )
-    return Algorithm(strategy=strategy, federation=replace(federation, strategy=named, local=rule or local))
+    _check_turns(federation, named.name, strategy)
+    whole = replace(federation, strategy=named, local=rule or local, codec=codecs_of(federation))
+    return Algorithm(strategy=strategy, ways=ways_of(whole), federation=whole)
 
 
 def _check_words(federation: Federation) -> None:
@@ -93,11 +101,45 @@ def told_of_nodes(named: Named, federation: Federation) -> Named:
     return replace(named, options={**named.options, "nodes": len(federation.nodes)})
 
 
+def _check_buffered(federation: Federation, name: str, strategy: Strategy) -> None:
+    """Refuse what a round that takes late updates cannot give a strategy, and a function of staleness that is none."""
+    staleness.build(federation.schedule.staleness)
+    why = None
+    if uses_controls(strategy):
+        why = "sends all nodes of a round the same controls beside their model"
+    elif needs_losses(strategy):
+        why = "goes by what all nodes of a round think of its model"
+    if federation.share.is_scheduled:
+        raise ConfigError(
+            "share: with `schedule: {mode: buffered}` the updates of a model began in different rounds, and these would "
+            "hold different tensors",
+            hint="leave out `every` and `fragments`, or `mode`",
+        )
+    if why:
+        raise ConfigError(
+            f"strategy: {name} {why}, and with `schedule: {{mode: buffered}}` nodes train different models",
+            hint="leave `mode` out, or choose another strategy",
+        )
+
+
+def _check_turns(federation: Federation, name: str, strategy: Strategy) -> None:
+    """Refuse rounds that share a part of the model where all of it has to come together."""
+    if not federation.share.is_scheduled:
+        return
+    if uses_controls(strategy):
+        raise ConfigError(
+            f"share: {name} corrects every step by all of the model, and some rounds would share a part of it",
+            hint="leave `every` and `fragments` out, or take fedavg",
+        )
+
+
 def _check_least(federation: Federation, name: str, strategy: Strategy) -> None:
     """Refuse a strategy that needs more updates than a round may close with."""
     if (quorum := fleet.quorum(federation)) < (least := least_of(strategy)):
         is_enough = least <= fleet.wanted(federation)
-        remedy = f"give `schedule: {{quorum: {least}}}`" if is_enough else f"have a round ask {least} nodes or more"
+        is_buffered = federation.schedule.mode == "buffered"
+        more = f"give `schedule: {{buffer: {least}}}`" if is_buffered else f"have a round ask {least} nodes or more"
+        remedy = f"give `schedule: {{quorum: {least}}}`" if is_enough else more
         raise ConfigError(
             f"strategy: {name} needs {least} updates, and a round may close with {quorum}",
             hint=f"{remedy}, or lower `hostile`" if getattr(strategy, "hostile", 0) else remedy,

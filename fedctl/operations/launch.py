@@ -15,6 +15,7 @@ from fedctl.coordinator import Coordinator, Sink
 from fedctl.environment import Environment, Given, environments
 from fedctl.errors import ConfigError, FedctlError, StateError
 from fedctl.federation import Federation, needed
+from fedctl.forecast import Forecast, forecast
 from fedctl.host import Host, Work
 from fedctl.hosts import Hosts
 from fedctl.journal import read
@@ -30,7 +31,7 @@ from fedctl.strategies import uses_controls
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryRun:
-    """What a launch would do. Sizes are in bytes; `sent` and `received` are of one round, seen from the coordinator.
+    """What a launch would do. Sizes are in bytes; `forecast` says what the lines would carry.
 
     `rest` is the part of the model that no node shares. `left_out` is what looks like code and does not travel for its
     name, with the number of files. `environments` are by node, of those that do not use the coordinator's own Python.
@@ -41,8 +42,7 @@ class DryRun:
     quorum: int
     model: Blob
     rest: Blob | None
-    sent: int
-    received: int
+    forecast: Forecast
     bundle_size: int
     bundle_files: int
     left_out: Mapping[str, int]
@@ -58,10 +58,9 @@ class Interrupted(FedctlError):
 def dry_run(path: Path, overrides: Sequence[str] = ()) -> DryRun:
     """What a launch would do; builds the first model in a folder of its own and leaves no trace."""
     algorithm = build_algorithm(topology.load(path, overrides))
-    federation, times = algorithm.federation, 2 if uses_controls(algorithm.strategy) else 1
+    federation = algorithm.federation
     made = environments(federation)
-    first = rehearse(federation)
-    hosts = {(node.host, node.user, node.port, node.python) for node in federation.nodes}
+    first = rehearse(federation, controls=uses_controls(algorithm.strategy))
     cohort = needed(federation.schedule.cohort, len(federation.nodes))
     return DryRun(
         federation=federation,
@@ -69,8 +68,7 @@ def dry_run(path: Path, overrides: Sequence[str] = ()) -> DryRun:
         quorum=needed(federation.schedule.quorum, cohort),
         model=first.model,
         rest=first.rest,
-        sent=times * first.model.size * min(cohort, len(hosts)),
-        received=times * first.model.size * cohort,
+        forecast=forecast(federation, first.sizes),
         bundle_size=len(bundle.pack(federation)),
         bundle_files=sum(1 for _ in bundle.project_files(federation.folder)),
         left_out=bundle.left_out(federation.folder),
@@ -185,6 +183,8 @@ def _coordinate(
                 lease=lease,
                 hosts=hosts,
                 strategy=algorithm.strategy,
+                up=algorithm.ways.up,
+                down=algorithm.ways.down,
                 sinks=(metrics, *sinks),
                 hold=hold,
             ).run()

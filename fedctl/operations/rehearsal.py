@@ -13,19 +13,22 @@ from fedctl.actions import Perform
 from fedctl.errors import NodeError
 from fedctl.events import ModelInitialized, TaskFailed
 from fedctl.federation import Federation
+from fedctl.forecast import Sizes
 from fedctl.host import Host, Work
 from fedctl.jobs import perform
 from fedctl.records import COORDINATOR, Blob, TaskKey
 from fedctl.rundir import RunDir
+from fedctl.sizes import first_sizes
 from fedctl.transports.local import LocalTransport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstModel:
-    """What the federation shares of the first model, and the rest of it (None: nothing)."""
+    """What the federation shares of the first model, the rest of it (None: nothing), and what they are on the line."""
 
     model: Blob
     rest: Blob | None
+    sizes: Sizes
 
     @property
     def size(self) -> int:
@@ -33,8 +36,11 @@ class FirstModel:
         return self.model.size + (self.rest.size if self.rest else 0)
 
 
-def rehearse(federation: Federation) -> FirstModel:
-    """The first model's size and digest. Raises ConfigError when the user's code cannot be used."""
+def rehearse(federation: Federation, *, controls: bool = False) -> FirstModel:
+    """The first model's size and digest, and with `controls` that these go beside it on the line.
+
+    Raises ConfigError when the user's code cannot be used.
+    """
     with tempfile.TemporaryDirectory(prefix="fedctl-") as place:
         run = RunDir(Path(place) / "run")
         run.path.mkdir()
@@ -63,10 +69,10 @@ def rehearse(federation: Federation) -> FirstModel:
             with contextlib.suppress(NodeError):
                 host.stop()
             host.close()
-    match event:
-        case ModelInitialized(model=model, rest=rest):
-            return FirstModel(model=model, rest=rest)
-        case TaskFailed(reason=reason):
-            raise NodeError(f"the first model could not be built: {reason}", hint="`fedctl check` tries it again")
-        case _:
-            raise AssertionError(event)
+        match event:
+            case ModelInitialized(model=model, rest=rest):
+                return FirstModel(model=model, rest=rest, sizes=first_sizes(run, federation, model, controls=controls))
+            case TaskFailed(reason=reason):
+                raise NodeError(f"the first model could not be built: {reason}", hint="`fedctl check` tries it again")
+            case _:
+                raise AssertionError(event)

@@ -9,15 +9,13 @@ A new strategy is one file here and one line in `STRATEGIES`.
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from fedctl.errors import ConfigError, suggestion
+from fedctl.errors import ConfigError
+from fedctl.families import importable_from, imported, target_of
 from fedctl.federation import Named
 from fedctl.strategies.options import from_options
 
@@ -93,14 +91,7 @@ def resolve(name: str) -> str:
 
     Raises ConfigError for another name. Nothing is imported.
     """
-    if name in STRATEGIES:
-        return STRATEGIES[name]
-    path, colon, member = name.partition(":")
-    module = path.removesuffix(".py").replace("/", ".")
-    if colon and member.isidentifier() and all(part.isidentifier() for part in module.split(".")):
-        return f"{module}:{member}"
-    known = f"the strategies are {', '.join(STRATEGIES)}, or `my_package.module:Class`"
-    raise ConfigError(f"strategy: there is none called {name!r}", hint=suggestion(name, STRATEGIES, known))
+    return target_of(name, STRATEGIES, family="strategy", plural="strategies")
 
 
 def build(named: Named, *, folder: Path | None = None) -> Strategy:
@@ -109,9 +100,9 @@ def build(named: Named, *, folder: Path | None = None) -> Strategy:
     Raises ConfigError for an unknown name, for code that cannot be imported, and for an option that is unknown, of
     another type or out of its range (`strategy/lr: should be above 0, not -1.0`).
     """
-    module, _, member = resolve(named.name).partition(":")
-    with _importable_from(folder):
-        strategy = from_options(_imported(module, member), named.options, where="strategy")
+    with importable_from(folder):
+        kind = imported(resolve(named.name), family="strategy")
+        strategy = from_options(kind, named.options, where="strategy")
     if not isinstance(strategy, Strategy):
         raise ConfigError(f"strategy: {named.name} lacks `aggregate` or `weighted`")
     return strategy
@@ -137,25 +128,11 @@ def uses_controls(strategy: Strategy) -> bool:
     return bool(getattr(strategy, "controls", False))
 
 
+def fragments_of(strategy: Strategy) -> int:
+    """Into how many parts a strategy has the model divided, of which a round shares one."""
+    return int(getattr(strategy, "fragments", 1))
+
+
 def rule_of(strategy: Strategy) -> Named | None:
     """The local rule that a strategy is of no use without; None where there is none."""
     return getattr(strategy, "rule_at_nodes", None)
-
-
-def _imported(module: str, member: str) -> type[Any]:
-    try:
-        kind: type[Any] = getattr(importlib.import_module(module), member)
-    except Exception as error:  # a user's module may raise anything while it is imported
-        raise ConfigError(f"strategy: {module}:{member} cannot be imported: {error}") from error
-    return kind
-
-
-@contextmanager
-def _importable_from(folder: Path | None) -> Iterator[None]:
-    before = list(sys.path)
-    if folder is not None:
-        sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path[:] = before

@@ -25,6 +25,10 @@ class DiLoCo:
     with `by_examples`. The inner optimizer is the user's: in the paper AdamW, which goes on from round to round
     (`task.reset_optimizer: false`) and takes hundreds of steps in each (`task.trainer: {max_steps: 500}`).
 
+    With `fragments` a round shares one of so many parts of the model, in turn, and the others go on where they are: the
+    streaming variant (Douillard and others: Streaming DiLoCo with overlapping communication, 2025, arXiv:2501.18512),
+    without its overlap. A fragment is of whole modules, and all are about as large.
+
     Tensors that match a pattern of `buffers` (statistics), integers and booleans are combined as `fedavg` does. The
     memory is v, in single precision for narrower tensors. Model and memory each read every update once.
     """
@@ -32,6 +36,7 @@ class DiLoCo:
     outer: str = "nesterov"
     lr: float = 0.7
     momentum: float = 0.9
+    fragments: int = 1
     by_examples: bool = False
     buffers: tuple[str, ...] = STATISTICS
 
@@ -39,6 +44,8 @@ class DiLoCo:
         if self.outer not in ("nesterov", "momentum"):
             raise ValueError(f"outer should be nesterov or momentum, not {self.outer}")
         check_above_zero(lr=self.lr)
+        if self.fragments < 1:
+            raise ValueError(f"fragments should be 1 or more, not {self.fragments}")
         check_below_one(momentum=self.momentum)
         if self.outer == "nesterov":
             check_above_zero(momentum=self.momentum)

@@ -41,11 +41,20 @@ Rule = Callable[[Sequence[Tensor]], Tensor]
 
 
 class Moved(Lazy):
-    """An update that went only a share of its way: start + share (update - start), of its floating values."""
+    """An update that went only a share of its way: start + share (update - base), of its floating values.
 
-    def __init__(self, start: Mapping[str, Tensor], update: Mapping[str, Tensor], share: float) -> None:
+    `base` is the model that it was trained from (None: `start` itself).
+    """
+
+    def __init__(
+        self,
+        start: Mapping[str, Tensor],
+        update: Mapping[str, Tensor],
+        share: float,
+        base: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__(spec_of(update), self._tensor)
-        self._start, self._update, self._share = start, update, share
+        self._start, self._update, self._share, self._base = start, update, share, base
 
     def _tensor(self, name: str) -> Tensor:
         spec = self.spec[name]
@@ -54,10 +63,14 @@ class Moved(Lazy):
     def row(self, name: str) -> Values:
         """The values of the tensor, in the wider type and moved only as they are sliced."""
         start, update, share = values_of(self._start, name), values_of(self._update, name), self._share
+        base = None if self._base is None else values_of(self._base, name)
 
         class Row:
             def __getitem__(self, part: slice) -> Tensor:
-                return shifted([start[part], update[part]], [share])
+                if base is None:
+                    return shifted([start[part], update[part]], [share])
+                began = base[part]
+                return start[part].to(wide(began.dtype)).add(update[part].to(wide(began.dtype)).sub(began), alpha=share)
 
         return Row()
 

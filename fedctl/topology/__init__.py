@@ -8,6 +8,7 @@ that says everything that is wrong with it: file, line, path and what was probab
     schema      the keys of each section, of the kinds in `fields`
     expand      node entries -> nodes
     references  file.py:Class -> is it there?
+    schedules   what of a schedule goes together
     problems    what is wrong -> one error, in the words of `wording`
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedctl.errors import ConfigError
-from fedctl.federation import Callback, Federation, Finetune, Limits, Monitor, Schedule, TaskSpec, needed
+from fedctl.federation import Callback, Federation, Finetune, Limits, Monitor, Schedule, TaskSpec
 from fedctl.share import Share
 from fedctl.topology.document import Address, Document, read
 from fedctl.topology.expand import expand, node_problems
@@ -26,7 +27,8 @@ from fedctl.topology.fields import SET_BY_FEDCTL
 from fedctl.topology.overrides import override
 from fedctl.topology.problems import Problem, problems_of, refusal
 from fedctl.topology.references import reference_problem
-from fedctl.topology.schema import FederationSection, ScheduleSection, TaskSection
+from fedctl.topology.schedules import schedule_problems
+from fedctl.topology.schema import FederationSection, TaskSection
 from fedctl.topology.wording import describe
 
 __all__ = ["load", "parse", "parse_value"]
@@ -102,7 +104,7 @@ def _problems(section: FederationSection, folder: Path, document: Document) -> I
             hint="leave one of the two out; personal models are scored beside the global one as it is",
         )
     if not nodes and section.schedule:
-        yield from _schedule_problems(section.schedule, section)
+        yield from schedule_problems(section.schedule, section)
 
 
 def _task_problems(task: TaskSection, folder: Path) -> Iterator[Problem]:
@@ -122,24 +124,6 @@ def _task_problems(task: TaskSection, folder: Path) -> Iterator[Problem]:
             text=f"missing for {monitor['metric']}",
             hint="add `mode: max` if more of it is better, `mode: min` if less is",
         )
-
-
-def _schedule_problems(section: ScheduleSection, whole: FederationSection) -> Iterator[Problem]:
-    schedule, nodes = Schedule(**section.given), sum(node.count or 1 for node in whole.nodes)
-    cohort = needed(schedule.cohort, nodes)
-    if isinstance(schedule.cohort, int) and schedule.cohort > nodes:
-        text = f"asks for {schedule.cohort} nodes of {nodes}"
-        yield Problem(address=("schedule", "cohort"), text=text, hint="1.0 is all of them")
-    elif isinstance(schedule.quorum, int) and schedule.quorum > cohort:
-        text = f"asks for {schedule.quorum} updates of a cohort of {cohort}"
-        yield Problem(address=("schedule", "quorum"), text=text, hint="1.0 is all of them")
-    if schedule.overprovision > 1 and cohort == nodes:
-        text = f"asks more nodes than a cohort of all {nodes}"
-        yield Problem(address=("schedule", "overprovision"), text=text, hint="give `cohort` a smaller number or share")
-    has_windows = any(entry and entry.when for entry in (whole.defaults, *whole.nodes))
-    if schedule.partial and schedule.deadline_s is None and not has_windows:
-        text = "has no deadline by which a node could hand in what it has done"
-        yield Problem(address=("schedule", "partial"), text=text, hint="add `deadline: 30m` beside it")
 
 
 def _federation(section: FederationSection, folder: Path) -> Federation:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from fedctl.federation import Named
+from fedctl.federation import Codecs, Named
 from fedctl.records import NODE_NAME
 from fedctl.topology.wording import describe, either, nearest
 
@@ -193,6 +193,10 @@ def _local_rule(value: Any) -> Named | None:
     return None if value is None else _named(value, "local rule", "such as {name: fedprox}; null is without one")
 
 
+def _staleness(value: Any) -> Named:
+    return _named(value, "function of staleness", "such as {name: polynomial, exponent: 0.5}")
+
+
 def _named(value: Any, what: str, hint: str) -> Named:
     fields = {"name": value} if isinstance(value, str) else value
     if not isinstance(fields, dict):
@@ -202,6 +206,37 @@ def _named(value: Any, what: str, hint: str) -> Named:
             return Named(name=name, options={key: option for key, option in fields.items() if key != "name"})
         case other:
             raise refusal(f"should have the name of a {what}, not {describe(other)}", hint)
+
+
+def _codecs(value: Any) -> Codecs:
+    ways = value if isinstance(value, dict) and value and value.keys() <= {"up", "down"} else {"up": value}
+    return Codecs(**{way: _pipeline(many) for way, many in ways.items()})
+
+
+def _pipeline(value: Any) -> tuple[Named, ...]:
+    """A codec, or a list of them; `none` is without one."""
+    if value in (None, "none", ["none"]):
+        return ()
+    many = value if isinstance(value, list) else [value]
+    return tuple(_codec(one) for one in many)
+
+
+def _codec(value: Any) -> Named:
+    """`topk`, `{topk: {keep: 0.01}}` or `{name: topk, keep: 0.01}`."""
+    match value:
+        case dict() if len(value) == 1 and "name" not in value:
+            ((name, options),) = value.items()
+            if isinstance(options, dict) and "name" not in options:
+                return Named(name=name, options=options)
+            raise refusal(
+                f"should have the options of {name} as a mapping, not {describe(options)}", "such as topk: {keep: 0.01}"
+            )
+        case dict() | str():
+            return _named(value, "codec", "such as {topk: {keep: 0.01}}")
+        case _:
+            raise refusal(
+                f"should be a codec or a list of them, not {describe(value)}", "such as [delta, int8, zstd], or none"
+            )
 
 
 def _reference(text: str) -> str:
@@ -225,6 +260,24 @@ def _patterns(value: Any) -> tuple[str, ...]:
             'such as ["head.*"]; names are those of the model\'s state_dict()',
         )
     return tuple(patterns)
+
+
+def _periods(value: Any) -> tuple[tuple[str, int], ...]:
+    if not isinstance(value, dict) or not all(type(each) is int and each >= 1 for each in value.values()):
+        raise refusal(
+            f"should be patterns of names of tensors with whole numbers from 1, not {describe(value)}",
+            'such as {"encoder.*": 5}, which travel in every fifth round',
+        )
+    return tuple((str(pattern), period) for pattern, period in value.items())
+
+
+def _share_of_norm(value: Any) -> float:
+    if type(value) in (int, float) and 0 <= value < 1:
+        return float(value)
+    raise refusal(
+        f"should be a number from 0 and below 1, not {describe(value)}",
+        "0.01 has a tensor wait until it has changed by a hundredth of its norm",
+    )
 
 
 def _some(nodes: list[Any]) -> list[Any]:
@@ -252,8 +305,13 @@ Command = Annotated[tuple[str, ...], PlainValidator(_command)]
 Devices = Annotated[int | str, PlainValidator(_devices)]
 Accelerator = Annotated[str, one_of("auto", "cpu", "gpu", "mps")]
 Mode = Annotated[str, one_of("min", "max")]
+ScheduleMode = Annotated[str, one_of("synchronous", "buffered")]
+Staleness = Annotated[Named, PlainValidator(_staleness)]
+CodecList = Annotated[Codecs, PlainValidator(_codecs)]
 OnlyNone = Annotated[str, one_of("none")]
 Strategy = Annotated[Named, PlainValidator(_strategy)]
 LocalRule = Annotated[Named | None, PlainValidator(_local_rule)]
 Patterns = Annotated[tuple[str, ...], PlainValidator(_patterns)]
+Periods = Annotated[tuple[tuple[str, int], ...], PlainValidator(_periods)]
+ShareOfNorm = Annotated[float, PlainValidator(_share_of_norm)]
 SomeOf = AfterValidator(_some)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from fedctl.topology.document import Address
 from fedctl.topology.fields import (
     Accelerator,
+    CodecList,
     Command,
     Days,
     Devices,
@@ -24,17 +25,22 @@ from fedctl.topology.fields import (
     OnlyNone,
     Patience,
     Patterns,
+    Periods,
     Port,
     Positive,
     Reference,
+    ScheduleMode,
     Seed,
+    ShareOfNorm,
     ShareOrCount,
     SomeOf,
+    Staleness,
     Strategy,
     Text,
     Word,
     refusal,
 )
+from fedctl.topology.speeds import Speed
 
 ABSENT: Any = None
 
@@ -84,6 +90,7 @@ class TaskSection(Section):
 
 
 class ScheduleSection(Section):
+    mode: ScheduleMode = ABSENT
     cohort: ShareOrCount = ABSENT
     overprovision: Factor = ABSENT
     quorum: ShareOrCount = ABSENT
@@ -91,6 +98,10 @@ class ScheduleSection(Section):
     partial: bool = ABSENT
     attempts: Positive = ABSENT
     patience_s: Annotated[Patience, Field(alias="patience")] = ABSENT
+    buffer: Positive = ABSENT
+    concurrency: Positive = ABSENT
+    staleness: Staleness = ABSENT
+    max_staleness: Positive = ABSENT
 
 
 class LimitsSection(Section):
@@ -113,6 +124,8 @@ class WhenSection(Section):
 class ShareSection(Section):
     only: Patterns = ABSENT
     kept: Annotated[Patterns, Field(alias="except")] = ABSENT
+    every: Periods = ABSENT
+    change: ShareOfNorm = ABSENT
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> "ShareSection":
@@ -143,6 +156,9 @@ class DefaultsSection(Section):
     devices: Devices = ABSENT
     slots: Positive | None = ABSENT
     threads: Natural = ABSENT
+    bandwidth_bps: Annotated[Speed, Field(alias="bandwidth")] = ABSENT
+    uplink_bps: Annotated[Speed, Field(alias="uplink")] = ABSENT
+    downlink_bps: Annotated[Speed, Field(alias="downlink")] = ABSENT
     when: WhenSection | None = ABSENT
     data: dict[str, Any] = ABSENT
 
@@ -167,7 +183,7 @@ class FederationSection(Section):
     limits: LimitsSection = ABSENT
     share: ShareSection = ABSENT
     finetune: FinetuneSection | None = ABSENT
-    codec: OnlyNone = ABSENT
+    codec: CodecList = ABSENT
     privacy: OnlyNone = ABSENT
     compare: bool = ABSENT
     defaults: DefaultsSection = ABSENT

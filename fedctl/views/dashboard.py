@@ -19,6 +19,7 @@ from fedctl.records import Progress
 from fedctl.report import StatusReport, elapsed, report
 from fedctl.state import RunState
 from fedctl.views.canvas import Drawing, bar, cut, parted, spread
+from fedctl.views.carried import carried_line
 from fedctl.views.closing import closing_lines, curve_lines
 from fedctl.views.nodes import Row, node_lines, node_rows
 from fedctl.views.personal import personal_line
@@ -79,7 +80,9 @@ class _Picture:
         head = self._header(width)
         foot = parted(outcome_lines(self.known, width))
         room = self.height - len(head) - len(foot)
-        said = [*waiting_lines(self.known, width), *personal_line(self.known, width)][: max(0, room - _LEAST_TABLE)]
+        known = self.known
+        said = [*waiting_lines(known, width), *personal_line(known, width), *carried_line(known, width)]
+        said = said[: max(0, room - _LEAST_TABLE)]
         room -= len(said)
         below = self._below(width, room)
         tick = self.moment.timestamp() if self.known.state == "running" else None

@@ -13,7 +13,7 @@ from fedctl.records import Progress, TaskKey
 from fedctl.report import StatusReport
 from fedctl.state import RunState
 from fedctl.views.canvas import GAP, Column, bar, cell, cut, fitting, row, titles, total
-from fedctl.views.text import clock, duration, figure, plain, size
+from fedctl.views.text import clock, duration, figure, of_raw, plain, size
 from fedctl.views.waits import again
 from fedctl.waiting import is_under_way
 
@@ -119,10 +119,9 @@ def _node_row(
 
 
 def _begun(state: RunState, task: TaskKey | None) -> datetime | None:
-    """When the training of the open round began, which a node may do while it scores a model."""
-    if state.open is None or task is None or task != state.open.training(task.node):
-        return None
-    return state.open.begun[task.node][1]
+    """When a training that still counts began, which a node may do while it scores a model."""
+    begun = task and state.begun(task.node)
+    return begun[1] if begun and begun[0] == task else None
 
 
 def _chosen(rows: Sequence[Row], height: int | None) -> tuple[list[Row], list[Row]]:
@@ -149,6 +148,8 @@ def _columns(rows: Sequence[Row], metric: str, width: int) -> list[Column]:
         Column(key="received", title=received, width=len(received), priority=4),
         Column(key="examples", title="examples", width=8, priority=5),
     ]
+    if any(_of_raw(one) for one in rows):
+        columns.insert(8, Column(key="raw", title="of raw", width=6, priority=4))
     if any(metric in one.node.personal for one in rows):
         columns.insert(5, Column(key="personal", title="personal", width=8, priority=1))
     if any(one.node.accelerator for one in rows):
@@ -188,6 +189,7 @@ def _line(one: Row, columns: Sequence[Column], metric: str, width: int, tick: fl
         "seconds": _seconds(one),
         "sent": Text(size(one.node.bytes.sent) if one.node.bytes.sent else ""),
         "received": Text(size(one.node.bytes.received) if one.node.bytes.received else ""),
+        "raw": Text(_of_raw(one)),
         "examples": Text(f"{one.node.examples:,}" if one.node.examples else ""),
         "accelerator": Text(plain(one.node.accelerator)),
     }
@@ -231,6 +233,12 @@ def _share(sample: Progress) -> float:
     """How much of the task's own passes is done."""
     within = sample.step / sample.steps if sample.steps else 0.0
     return min(1.0, (max(0, sample.epoch - 1) + within) / max(1, sample.epochs))
+
+
+def _of_raw(one: Row) -> str:
+    """What codecs have made of a node's bytes, both ways together: `1/18`, `83%`."""
+    carried = one.node.bytes
+    return of_raw(carried.sent + carried.received, carried.raw_sent + carried.raw_received).removesuffix(" of raw")
 
 
 def _seconds(one: Row) -> Text:

@@ -14,6 +14,7 @@ from fedctl.report import report
 from fedctl.state import RunState
 from fedctl.telemetry import Preparing, Telemetry
 from fedctl.views import open_sink
+from fedctl.views.forecasting import forecast_pairs
 from fedctl.views.show import note, show_json, show_pairs, show_rows, show_status, show_summary
 from fedctl.views.text import counted, files, listed, printable, size
 
@@ -72,8 +73,7 @@ def planned(plan: "DryRun", *, as_json: bool) -> None:
                 if plan.rest
                 else []
             ),
-            ("a round", f"{size(plan.sent)} to the nodes, {size(plan.received)} back"),
-            ("the run", f"{size((plan.sent + plan.received) * federation.rounds)} in all"),
+            *forecast_pairs(plan.forecast),
             ("code", f"{plan.bundle_files} of your files, {size(plan.bundle_size)} with fedctl's node part"),
             *([("left out", files(plan.left_out))] if plan.left_out else []),
             *(

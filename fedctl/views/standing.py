@@ -6,10 +6,11 @@ from rich.text import Text
 
 from fedctl.report import Standing, StatusReport
 from fedctl.views.canvas import cut, folded, parted, spread
+from fedctl.views.carried import carried, forecast_line
 from fedctl.views.closing import closing_lines, curve_lines
 from fedctl.views.nodes import Row, node_lines
 from fedctl.views.personal import personal_line
-from fedctl.views.text import clock, listed, plain, size
+from fedctl.views.text import clock, listed, plain
 from fedctl.views.waits import waiting_lines
 
 WIDEST = 120
@@ -26,7 +27,7 @@ def status_lines(status: StatusReport, width: int) -> list[Text]:
     """The whole report: the run, its nodes, the curve, what came of it, and what to type next."""
     width = min(width, WIDEST)
     sign, style = LOOKS[status.state]
-    facts = [clock(status.seconds), f"↑ {size(status.bytes.sent)}", f"↓ {size(status.bytes.received)}"]
+    facts = [clock(status.seconds), *carried(status.bytes)]
     late = {one.node for one in status.stragglers}
     rows = [Row(node=node, progress=None, seconds=None, late=node.name in late) for node in status.nodes]
     return [
@@ -36,6 +37,7 @@ def status_lines(status: StatusReport, width: int) -> list[Text]:
         *node_lines(rows, status.monitor.metric, width, bars=False),
         *waiting_lines(status, width),
         *personal_line(status, width),
+        *forecast_line(status, width),
         *parted(curve_lines(status, width, 2), closing_lines(status, width), outcome_lines(status, width)),
     ]
 

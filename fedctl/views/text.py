@@ -57,6 +57,13 @@ def size(number: int) -> str:
     return f"{value:.1f} TB"
 
 
+def of_raw(number: int, raw: int) -> str:
+    """What a codec has made of so many raw bytes: `1/18 of raw`, `83% of raw`; nothing where it is the same."""
+    if number == raw or not number or not raw:
+        return ""
+    return f"1/{raw / number:.0f} of raw" if raw >= 2 * number else f"{number / raw:.0%} of raw"
+
+
 def clock(seconds: float) -> str:
     """A time that ticks, in whole seconds: `4s`, `1m 03s`, `2h 05m`, `3d 04h`."""
     whole = max(0, int(seconds))

@@ -77,7 +77,7 @@ def test_a_dry_run_and_a_check_touch_nothing(make_place):
     before = sorted(place.folder.rglob("*"))
     plan = place.json("launch", "--dry-run", "--set", "rounds=9")
     assert plan["rounds"] == 9
-    assert plan["received"] == 2 * plan["model"]["size"]
+    assert plan["forecast"]["round"]["received"] == 2 * plan["model"]["size"]
     found = place.json("check")
     assert found["passed"]
     assert {one["name"] for one in found["nodes"]["alice"]} >= {

@@ -19,7 +19,7 @@ import torch
 from fedctl import coordinator, journal, rundir, weights
 from fedctl.coordinator import Coordinator
 from fedctl.errors import Declined, LoginError, NodeError, Unreachable
-from fedctl.events import Event, Traffic, dump
+from fedctl.events import Event, dump
 from fedctl.federation import Federation, Monitor, Named, Node, Schedule, TaskSpec, When
 from fedctl.host import Done
 from fedctl.journal import Journal
@@ -27,6 +27,7 @@ from fedctl.records import COORDINATOR, Blob, Progress, Result, Score, Task, Tas
 from fedctl.rundir import RunDir
 from fedctl.state import RunState, fold
 from fedctl.strategies import build
+from fedctl.traffic import Traffic
 from tests.unit.runs import START
 
 

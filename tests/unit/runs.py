@@ -16,11 +16,11 @@ from fedctl.events import (
     RunStarted,
     TaskFailed,
     TaskStarted,
-    Traffic,
     UpdateReceived,
 )
 from fedctl.records import COORDINATOR, Blob, Kind, Phase, Progress, Score, TaskKey
 from fedctl.state import RunState, apply
+from fedctl.traffic import Traffic
 
 START = datetime(2026, 11, 22, 2, 30, tzinfo=UTC)
 SIZE = 1_240_000

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from fedctl import events
 from fedctl.records import Blob, Score, TaskKey
+from fedctl.traffic import Traffic
 
 AT = datetime(2026, 11, 21, 23, 50, 7, 123000, tzinfo=UTC)
 KEY = TaskKey(round=3, node="bob", attempt=2)
 BLOB = Blob(digest="cd" * 32, size=9)
-TRAFFIC = events.Traffic(sent=1, received=2)
+TRAFFIC = Traffic(sent=1, received=2)
 EXAMPLES = [
     events.RunStarted(
         at=AT,

@@ -21,7 +21,6 @@ from fedctl.events import (
     RunStarted,
     TaskFailed,
     TaskStarted,
-    Traffic,
     UpdateLost,
     UpdateReceived,
     dump,
@@ -29,6 +28,7 @@ from fedctl.events import (
 )
 from fedctl.records import COORDINATOR, Score, TaskKey
 from fedctl.state import Failed, Received, RunState, Scored, apply, fold
+from fedctl.traffic import Traffic
 from tests.unit.runs import SIZE, START, Story, blob, finished, mid_round, preparing
 
 LATER = START + timedelta(days=1)

@@ -18,11 +18,12 @@ from fedctl.node.keep import Kept
 from fedctl.node.rules import Local
 from fedctl.node.trainers.code import bind, flavour_of, load, place, seed_everything
 from fedctl.node.trainers.fitting import Report, Setup, accelerator, callback_classes, model_args, numbers, set_up
-from fedctl.node.trainers.parts import check_parts, initial, shared, trained_here, whole
+from fedctl.node.trainers.handing import handed_in
+from fedctl.node.trainers.parts import check_parts, initial, trained_here, whole
 from fedctl.node.trainers.session import Session
 from fedctl.node.window import Window
-from fedctl.records import MEMORY, REST, Progress, Result, Score, Task
-from fedctl.weights import CONTROL, save, save_checkpoint
+from fedctl.records import DIFFERENCE, MEMORY, REST, Progress, Result, Score, Task
+from fedctl.weights import save, save_checkpoint
 
 PERSONAL = "personal"
 """The folder in that of the run where each node's own model is, as Lightning loads it: `alice.ckpt`."""
@@ -81,14 +82,20 @@ def _train(task: Task, models: Mapping[str, Path], folder: Path, report: Report,
     local, session = _trained(task, models, "base", folder, report, window, kept)
     report(Progress(key=task.key, phase="saving"))
     state = local.module.state_dict()
+    handing = handed_in(task, models, state, local.controls, kept)
     if task.key.kind == "train" and keep.is_asked(task):
-        private = trained_here(state, models)
-        keep.save(folder, Kept(private=private, rule=local.kept, optimizers=session.optimizers))
-    beside = {CONTROL + name: tensor for name, tensor in local.controls.items()}
+        left = Kept(
+            private=trained_here(state, models),
+            waiting=handing.waiting,
+            rule=local.kept,
+            residual=handing.residual,
+            optimizers=session.optimizers,
+        )
+        keep.save(folder, left)
     return Result(
         key=task.key,
         metrics=numbers(session.counted.trainer.callback_metrics),
-        update=save(folder / "update.safetensors", {**shared(state, task), **beside}),
+        update=handing.save(folder / "update.safetensors"),
         examples=session.counted.telemetry.examples,
         steps=session.counted.trainer.global_step,
         partial=session.counted.telemetry.was_cut,
@@ -127,7 +134,7 @@ def _trained(
 def _evaluate(task: Task, models: Mapping[str, Path], folder: Path, report: Report, window: Window) -> Result:
     """Validate each of the models on this node's own validation data, and the node's own model where it has one."""
     scored: dict[str, Mapping[str, Tensor]] = {
-        label: whole(task, models, label) for label in models if label not in (REST, MEMORY)
+        label: whole(task, models, label) for label in models if label not in (REST, MEMORY, DIFFERENCE)
     }
     if own := _personal(task, models, keep.load(folder.parent, task)):
         scored["personal"] = own

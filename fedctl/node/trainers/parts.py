@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedctl.codecs import build
+from fedctl.codecs.pipeline import Pipeline, seed_of_model
+from fedctl.codecs.wire import BESIDE, read
 from fedctl.errors import ConfigError, ModelError
 from fedctl.node.agent import Blobs
 from fedctl.node.keep import Kept
 from fedctl.node.trainers.code import flavour_of, load, seed_everything
-from fedctl.records import REST, Task
+from fedctl.records import DIFFERENCE, NEWEST, REST, Task
 from fedctl.share import Share
 from fedctl.weights import Weights, save, spec_of
 
@@ -45,6 +46,33 @@ def is_rest_here(task: Task, blobs: Blobs) -> bool:
     return False
 
 
+def is_model_here(task: Task, blobs: Blobs) -> bool:
+    """Whether the newest model is on this machine: as it came, or made now of its difference to the one before.
+
+    Where it cannot be made to the bit, that is noted, so that it is sent.
+    """
+    blob = next(blob for label, blob in task.models.items() if label in NEWEST)
+    if blobs.verify(blob.digest):
+        return True
+    difference, previous = task.models[DIFFERENCE], task.previous
+    made = blobs.path(blob.digest).with_suffix(f".{task.key.folder}")
+    try:
+        if previous and blobs.verify(previous.digest) and blobs.verify(difference.digest):
+            before = Weights.open(blobs.path(previous.digest))
+            pipeline = Pipeline.of(task.codec.get("down", ()))
+            seed = seed_of_model(previous)
+            found = save(made, read(blobs.path(difference.digest), pipeline, before.spec, before, seed=seed))
+            if found == blob:
+                made.replace(blobs.path(blob.digest))
+                return True
+    except ModelError:  # another version of a library; the whole model comes
+        pass
+    finally:
+        made.unlink(missing_ok=True)
+    blobs.want(blob.digest)
+    return False
+
+
 def initial(task: Task) -> Any:
     """The user's module as the seed builds it first."""
     kind = load(task.model)
@@ -55,11 +83,15 @@ def initial(task: Task) -> Any:
 def check_parts(model: Any, task: Task) -> None:
     """Raises ConfigError where one tensor has a shared name and another, or where fine-tuning makes another model."""
     share = share_of(task)
+    if named := [name for name in model.state_dict() if BESIDE in name]:
+        raise ConfigError(f"task.model: a tensor cannot be called `{named[0]}`: `{BESIDE}` divides names of files")
     owners: dict[Any, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         first = owners.setdefault((tensor.data_ptr(), tensor.shape) if tensor.numel() else name, name)
         if share.covers(first) != share.covers(name):
             raise ConfigError(f"share: `{first}` and `{name}` are one tensor, and one of them alone is shared")
+        if share.period(first) != share.period(name):
+            raise ConfigError(f"share: `{first}` and `{name}` are one tensor, and `every` has them travel apart")
     if task.finetune:
         other = load(task.model)(**{**task.model_args, **task.finetune})
         if spec_of(other.state_dict()) != spec_of(model.state_dict()):
@@ -69,8 +101,19 @@ def check_parts(model: Any, task: Task) -> None:
 def whole(task: Task, models: Mapping[str, Path], label: str, kept: Kept | None = None) -> dict[str, Tensor]:
     """All tensors of the model of that label, with what the node has kept in place of what they were at first."""
     rest = Weights.open(models[REST]) if REST in models else {}
-    shared = build(task.codec).decode(Weights.open(models[label]))
-    return {**rest, **(kept.private if kept else {}), **shared}
+    shared = Weights.open(models[label])
+    return {**rest, **(kept.private if kept else {}), **shared, **(_still_waiting(task, kept, shared) if kept else {})}
+
+
+def _still_waiting(task: Task, kept: Kept, model: Weights) -> dict[str, Tensor]:
+    """Of what waits here for its turn, all that no round has shared since: what one has is newer in the model."""
+    if not kept.waiting or task.kept is None:
+        return {}
+    sizes = {name: spec.size for name, spec in model.spec.items()}
+    newest = task.key.round - 1 if task.key.kind == "train" else task.key.round
+    past = range(task.kept.round + 1, newest + 1)
+    newer = set[str]().union(*(share_of(task).due(sizes, round) for round in past))
+    return {name: tensor for name, tensor in kept.waiting.items() if name not in newer}
 
 
 def trained_here(state: Mapping[str, Tensor], models: Mapping[str, Path]) -> dict[str, Tensor]:
@@ -79,9 +122,3 @@ def trained_here(state: Mapping[str, Tensor], models: Mapping[str, Path]) -> dic
         return {}
     rest = Weights.open(models[REST])
     return {name: state[name] for name in rest if not torch.equal(state[name].detach().cpu(), rest[name])}
-
-
-def shared(state: Mapping[str, Tensor], task: Task) -> dict[str, Any]:
-    """Of a model's tensors those that travel, as they travel."""
-    share = share_of(task)
-    return dict(build(task.codec).encode({name: tensor for name, tensor in state.items() if share.covers(name)}))

@@ -1,0 +1,222 @@
+"""Tensors as a file that travels: written by a pipeline on one side, read by the same one on the other.
+
+Both sides have the `base` that tensors are set against, and know by it what has to come. A file is written and read
+tensor by tensor, in one order, so that beside what is compressed one tensor is in memory. What was lost on the way is
+computed again where it is wanted, from the seed, and is not held meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from fedctl.codecs.pipeline import Pipeline, is_statistic, seed_of
+from fedctl.codecs.zstd import Unpacking
+from fedctl.errors import ModelError
+from fedctl.header import TensorSpec
+from fedctl.records import Blob
+from fedctl.weights import Lazy, Weights, save, spec_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Spec = Mapping[str, TensorSpec]
+
+PACKED, BESIDE = "packed", "//"
+"""The only tensor of a file that is one stream; and what stands between a tensor's name and the number of a part."""
+_BOTH = "beside"
+"""The free text of a file that may have the tensors of `beside` too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """Tensors on their way out.
+
+    `base` has what the other side knows, by names of tensors, and `residual` what earlier ones failed to bring over.
+    Floating tensors whose change is less than `least` times the norm of their base stay here, and count as such.
+    """
+
+    pipeline: Pipeline
+    tensors: Mapping[str, Tensor]
+    base: Mapping[str, Tensor]
+    residual: Mapping[str, Tensor] = field(default_factory=dict)
+    seed: int = 0
+    least: float = 0.0
+
+    def save(self, path: Path, expected: Spec, beside: Spec | None = None) -> Blob:
+        """Write the file; the reader expects all tensors of `expected`, and perhaps some of `beside`.
+
+        Raises ModelError for a tensor that no file can hold.
+        """
+        order = in_order({**expected, **(beside or {})})
+        sent = [name for name in order if name in self.tensors and self._is_sent(name)]
+        content: Mapping[str, Tensor] = self._parts(sent)
+        if self.pipeline.packing:
+            content = {PACKED: self.pipeline.packing.pack(self._stream(order, sent))}
+        return save(path, content, {_BOTH: "1"} if beside else None)
+
+    @property
+    def lost(self) -> Lazy:
+        """What did not come over, by names of tensors: the `residual` of what is sent next."""
+        spec = spec_of(self.tensors)
+        kept = {name: one for name, one in spec.items() if self.pipeline.is_narrowed(name, one) or self._may_wait(name)}
+        return Lazy({name: self.pipeline.wide(one) for name, one in kept.items()}, self._lost)
+
+    def _lost(self, name: str) -> Tensor:
+        if not self._is_sent(name):
+            return self.pipeline.change(self.tensors[name], self.base[name], self.residual.get(name))
+        target, spec = self._target(name), spec_of(self.tensors)[name]
+        if not self.pipeline.is_narrowed(name, spec):
+            return target.new_zeros(target.shape)
+        seed = seed_of(self.seed, name)
+        return target - self.pipeline.widened(self.pipeline.narrowed(target, seed), spec, seed).view(target.shape)
+
+    def _target(self, name: str) -> Tensor:
+        return self.pipeline.target(self.tensors[name], self.base.get(name), self.residual.get(name))
+
+    def _may_wait(self, name: str) -> bool:
+        spec = spec_of(self.tensors)[name]
+        is_float = spec.dtype.startswith(("float", "bfloat")) and spec.count > 0
+        return self.least > 0 and is_float and name in self.base and not is_statistic(name)
+
+    def _is_sent(self, name: str) -> bool:
+        if not self._may_wait(name):
+            return True
+        base = self.base[name].double()
+        change = self.pipeline.change(self.tensors[name], self.base[name], self.residual.get(name)).double()
+        # What is not finite goes, and is refused there.
+        return not float(change.norm()) < self.least * float(base.norm())
+
+    def _encoded(self, name: str) -> Sequence[Tensor]:
+        spec = spec_of(self.tensors)[name]
+        if self.pipeline.is_narrowed(name, spec):
+            return self.pipeline.narrowed(self._target(name), seed_of(self.seed, name))
+        tensor = self.tensors[name]
+        if name in self.residual:
+            tensor = (tensor.to(self.residual[name].dtype) + self.residual[name]).to(tensor.dtype)
+        return (self.pipeline.kept(tensor, self.base.get(name)),)
+
+    def _stream(self, order: Sequence[str], sent: Sequence[str]) -> Iterator[Tensor]:
+        """Which of the tensors come, and then their parts."""
+        import torch
+
+        come = set(sent)
+        yield torch.tensor([name in come for name in order], dtype=torch.uint8)
+        for name in sent:
+            yield from self._encoded(name)
+
+    def _parts(self, sent: Iterable[str]) -> Lazy:
+        spec = spec_of(self.tensors)
+        found: dict[str, tuple[str, int]] = {}
+        parts: dict[str, TensorSpec] = {}
+        for name in sent:
+            layout = self.pipeline.layout(name, spec[name], has_base=name in self.base)
+            for number, one in enumerate(layout):
+                wire = _part_name(name, number, len(layout))
+                found[wire], parts[wire] = (name, number), one
+
+        def compute(wire: str) -> Tensor:
+            name, number = found[wire]
+            return self._encoded(name)[number]
+
+        return Lazy(parts, compute)
+
+
+def read(
+    path: Path,
+    pipeline: Pipeline,
+    expected: Spec,
+    base: Mapping[str, Tensor],
+    *,
+    seed: int,
+    beside: Spec | None = None,
+    least: float = 0.0,
+    what: str | None = None,
+) -> Lazy:
+    """The tensors of a file that `Outgoing.save` wrote, to be asked for once each and `in_order`.
+
+    With `least` a tensor that did not come is as in `base`. Raises ModelError, also when a tensor is asked for, for a
+    file that is not of such tensors; `what` names it in the message, else its path does.
+    """
+    wire = Weights.open(path, what=what)
+    both = {**expected, **(beside or {})} if _BOTH in wire.metadata else dict(expected)
+    layouts = {name: pipeline.layout(name, spec, has_base=name in base) for name, spec in both.items()}
+    source: _Source = _Stream(wire, pipeline, layouts, both) if pipeline.packing else _Apart(wire, layouts)
+    missing = [name for name in expected if name not in source.come]
+    if missing and not least:
+        raise ModelError(f"{what or path}: tensor `{missing[0]}` is missing")
+
+    def compute(name: str) -> Tensor:
+        if name not in source.come:
+            return base[name]
+        try:
+            parts = source.take(name)
+        except ModelError as error:
+            raise ModelError(f"{what or path}: {error.message}") from error
+        return pipeline.decode(name, parts, both[name], base.get(name), seed_of(seed, name))
+
+    return Lazy({name: spec for name, spec in both.items() if name in source.come or name in expected}, compute)
+
+
+def in_order(spec: Spec) -> list[str]:
+    """The names of tensors in the order in which `save` asks for them."""
+    return sorted(spec, key=lambda name: (-spec[name].item_size, name))
+
+
+class _Source(Protocol):
+    """The parts of the tensors that a file has; `come` are the names of these."""
+
+    come: set[str]
+
+    def take(self, name: str) -> Sequence[Tensor]: ...
+
+
+class _Apart:
+    """A file in which every part is a tensor."""
+
+    def __init__(self, wire: Weights, layouts: Mapping[str, Sequence[TensorSpec]]) -> None:
+        self.come = {name for name, layout in layouts.items() if _part_name(name, 0, len(layout)) in wire.spec}
+        self._wire = wire
+        self._names = {
+            name: [_part_name(name, number, len(layouts[name])) for number in range(len(layouts[name]))]
+            for name in self.come
+        }
+        known = {part: one for name in self.come for part, one in zip(self._names[name], layouts[name], strict=True)}
+        for part in sorted(known.keys() | wire.spec.keys()):
+            if known.get(part) != wire.spec.get(part):
+                found, wanted = (str(each.get(part, "not there")) for each in (wire.spec, known))
+                raise ModelError(f"{wire.path}: `{part}` is {found}, where it should be {wanted}")
+
+    def take(self, name: str) -> Sequence[Tensor]:
+        return [self._wire[part] for part in self._names[name]]
+
+
+class _Stream:
+    """A file of one stream, which is read on as its tensors are asked for."""
+
+    def __init__(
+        self, wire: Weights, pipeline: Pipeline, layouts: Mapping[str, Sequence[TensorSpec]], spec: Spec
+    ) -> None:
+        if pipeline.packing is None or set(wire.spec) != {PACKED} or wire.spec[PACKED].dtype != "uint8":
+            raise ModelError(f"{wire.path}: not one stream of bytes, as `zstd` makes")
+        order = in_order(spec)
+        self._stream: Unpacking = pipeline.packing.unpack(wire[PACKED])
+        self._layouts = layouts
+        flags = self._stream.take(TensorSpec("uint8", (len(order),))).tolist()
+        self._left = [name for name, flag in zip(order, flags, strict=True) if flag]
+        self.come = set(self._left)
+
+    def take(self, name: str) -> Sequence[Tensor]:
+        if name != self._left[0]:
+            raise AssertionError(f"{name} was asked for before {self._left[0]}")
+        self._left.pop(0)
+        parts = [self._stream.take(one) for one in self._layouts[name]]
+        if not self._left:
+            self._stream.finish()
+        return parts
+
+
+def _part_name(name: str, number: int, count: int) -> str:
+    return name if count == 1 else f"{name}{BESIDE}{number}"

@@ -1,0 +1,51 @@
+"""A model on its way to nodes that have the one before: its difference to that, and the model that this makes there.
+
+What the codecs lose is lost to the coordinator too: the round's model is the one that every node can make, to the bit,
+and what was lost of the aggregate goes with the next difference.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedctl.codecs.pipeline import Pipeline, seed_of_model
+from fedctl.codecs.wire import Outgoing, read
+from fedctl.records import Blob
+from fedctl.weights import Weights, digest, save
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortened:
+    """A model, and its difference to the one before as a file that travels."""
+
+    model: Blob
+    difference: Blob
+
+
+def shorten(
+    made: Path,
+    *,
+    pipeline: Pipeline,
+    previous: Path,
+    residual: Path,
+    model_out: Path,
+    difference_out: Path,
+    residual_out: Path,
+) -> Shortened:
+    """Write the difference of the model in `made` to the `previous` one, and the model that nodes make of the two.
+
+    `residual` has what the difference before failed to bring over, where there is such a file. Raises ModelError.
+    """
+    before = Weights.open(previous)
+    seed = seed_of_model(digest(previous))
+    outgoing = Outgoing(
+        pipeline=pipeline,
+        tensors=Weights.open(made),
+        base=before,
+        residual=Weights.open(residual) if residual.exists() else {},
+        seed=seed,
+    )
+    difference = outgoing.save(difference_out, before.spec)
+    model = save(model_out, read(difference_out, pipeline, before.spec, before, seed=seed))
+    if pipeline.is_lossy:
+        save(residual_out, outgoing.lost)
+    return Shortened(model=model, difference=difference)

@@ -1,0 +1,1 @@
+"""FedAvg over shares of MNIST, as an app of Flower."""
