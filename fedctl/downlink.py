@@ -4,6 +4,7 @@ What the codecs lose is lost to the coordinator too: the round's model is the on
 and what was lost of the aggregate goes with the next difference.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from fedctl.codecs.pipeline import Pipeline, seed_of_model
 from fedctl.codecs.wire import Outgoing, read
 from fedctl.records import Blob
 from fedctl.weights import Weights, digest, save
+
+UNCHANGED = sys.float_info.min
+"""The share of a tensor's norm that is less than any change: what has none need not travel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +47,10 @@ def shorten(
         base=before,
         residual=Weights.open(residual) if residual.exists() else {},
         seed=seed,
+        least=UNCHANGED,
     )
     difference = outgoing.save(difference_out, before.spec)
-    model = save(model_out, read(difference_out, pipeline, before.spec, before, seed=seed))
+    model = save(model_out, read(difference_out, pipeline, before.spec, before, seed=seed, least=UNCHANGED))
     if pipeline.is_lossy:
         save(residual_out, outgoing.lost)
     return Shortened(model=model, difference=difference)

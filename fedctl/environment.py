@@ -5,7 +5,7 @@ A node with `python:` uses that as it is, a local node the coordinator's own; fo
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -45,13 +45,14 @@ class Environment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """A Python to use as it is."""
+    """A Python to use as it is; it has to have the `packages` beside those of every task."""
 
     python: str
+    packages: tuple[str, ...] = ()
 
     def needs(self) -> dict[str, Any]:
         """What the agent is asked for."""
-        return {"python": self.python, "packages": list(PACKAGES)}
+        return {"python": self.python, "packages": [*PACKAGES, *self.packages]}
 
 
 def environments(federation: Federation) -> dict[str, Environment | Given]:
@@ -64,7 +65,7 @@ def environments(federation: Federation) -> dict[str, Environment | Given]:
     wheels: dict[Path, dict[str, Blob]] = {}
     for node in federation.nodes:
         if node.python is not None:
-            found[node.name] = Given(python=node.python)
+            found[node.name] = Given(python=node.python, packages=federation.codec.packages)
         elif node.host != "local":
             if requirements is None:
                 requirements = _requirements(federation)
@@ -100,9 +101,9 @@ def compose(written: str, versions: Mapping[str, str], *, name: str = "requireme
     return whole + "".join(f"{line}\n" for line in missing)
 
 
-def pinned(lightning: str) -> dict[str, str]:
-    """The coordinator's versions of what every task needs, with that one of the two Lightnings."""
-    return {package: version_here(package) or "" for package in ("torch", lightning, "numpy", "safetensors")}
+def pinned(lightning: str, more: Iterable[str] = ()) -> dict[str, str]:
+    """The coordinator's versions of what every task needs, with that one of the two Lightnings, and of some `more`."""
+    return {package: version_here(package) or "" for package in ("torch", lightning, "numpy", "safetensors", *more)}
 
 
 def version_here(package: str) -> str | None:
@@ -119,8 +120,9 @@ def is_recent(version: str) -> bool:
 
 
 def missing(packages: Mapping[str, Any]) -> list[str]:
-    """What tasks need and a Python with these versions of `PACKAGES` has not."""
-    lacking = [name for name in ("torch", "numpy", "safetensors") if not packages.get(name)]
+    """What tasks need and a Python with these versions of `PACKAGES`, and of what was asked for beside, has not."""
+    asked = [name for name in packages if name not in PACKAGES]
+    lacking = [name for name in ("torch", "numpy", "safetensors", *asked) if not packages.get(name)]
     has_lightning = packages.get("pytorch-lightning") or packages.get("lightning")
     return lacking if has_lightning else [*lacking, "pytorch-lightning"]
 
@@ -142,7 +144,7 @@ def _requirements(federation: Federation) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     lightning = preload(federation)[1].partition(".")[0].replace("_", "-")
-    return compose(written, pinned(lightning), name=str(path))
+    return compose(written, pinned(lightning, federation.codec.packages), name=str(path))
 
 
 def _lines(written: str) -> Iterator[tuple[int, str]]:

@@ -70,6 +70,11 @@ class Codecs:
     up: tuple[Named, ...] = ()
     down: tuple[Named, ...] = ()
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What a node's Python needs for them, beside what every task does."""
+        return ("zstandard",) if "zstd" in {each.name for each in (*self.up, *self.down)} else ()
+
     def to_json(self) -> dict[str, Any]:
         """As a node is told; nothing where tensors travel as they are."""
         ways = {"up": self.up, "down": self.down}

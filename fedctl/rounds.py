@@ -47,7 +47,8 @@ def close_round(
         raise ModelError(f"run {run.name} has no open round")
     number = state.open.number
     memory = run.memory(number - 1)
-    made = run.round_model(number) if down.is_plain else run.aggregate(number)
+    is_whole = down.is_plain and not share.is_scheduled
+    made = run.round_model(number) if is_whole else run.aggregate(number)
     run.round(number).mkdir(parents=True, exist_ok=True)  # no update was asked for in it, where all began earlier
     closed = aggregate_round(
         model=run.round_model(number - 1),
@@ -69,7 +70,7 @@ def close_round(
     if closed.memory is None:
         run.memory(number).unlink(missing_ok=True)  # of a coordinator that died here, and another strategy's
     model, difference = closed.model, None
-    if not down.is_plain:
+    if not is_whole:
         from fedctl.downlink import shorten
 
         shortened = shorten(

@@ -8,6 +8,7 @@ computed again where it is wanted, from the seed, and is not held meanwhile.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -143,7 +144,8 @@ def read(
     wire = Weights.open(path, what=what)
     both = {**expected, **(beside or {})} if _BOTH in wire.metadata else dict(expected)
     layouts = {name: pipeline.layout(name, spec, has_base=name in base) for name, spec in both.items()}
-    source: _Source = _Stream(wire, pipeline, layouts, both) if pipeline.packing else _Apart(wire, layouts)
+    with _naming(what or str(path)):
+        source: _Source = _Stream(wire, pipeline, layouts, both) if pipeline.packing else _Apart(wire, layouts)
     missing = [name for name in expected if name not in source.come]
     if missing and not least:
         raise ModelError(f"{what or path}: tensor `{missing[0]}` is missing")
@@ -151,10 +153,8 @@ def read(
     def compute(name: str) -> Tensor:
         if name not in source.come:
             return base[name]
-        try:
+        with _naming(what or str(path)):
             parts = source.take(name)
-        except ModelError as error:
-            raise ModelError(f"{what or path}: {error.message}") from error
         return pipeline.decode(name, parts, both[name], base.get(name), seed_of(seed, name))
 
     return Lazy({name: spec for name, spec in both.items() if name in source.come or name in expected}, compute)
@@ -187,7 +187,7 @@ class _Apart:
         for part in sorted(known.keys() | wire.spec.keys()):
             if known.get(part) != wire.spec.get(part):
                 found, wanted = (str(each.get(part, "not there")) for each in (wire.spec, known))
-                raise ModelError(f"{wire.path}: `{part}` is {found}, where it should be {wanted}")
+                raise ModelError(f"`{part}` is {found}, where it should be {wanted}")
 
     def take(self, name: str) -> Sequence[Tensor]:
         return [self._wire[part] for part in self._names[name]]
@@ -200,7 +200,7 @@ class _Stream:
         self, wire: Weights, pipeline: Pipeline, layouts: Mapping[str, Sequence[TensorSpec]], spec: Spec
     ) -> None:
         if pipeline.packing is None or set(wire.spec) != {PACKED} or wire.spec[PACKED].dtype != "uint8":
-            raise ModelError(f"{wire.path}: not one stream of bytes, as `zstd` makes")
+            raise ModelError("not one stream of bytes, as `zstd` makes")
         order = in_order(spec)
         self._stream: Unpacking = pipeline.packing.unpack(wire[PACKED])
         self._layouts = layouts
@@ -216,6 +216,15 @@ class _Stream:
         if not self._left:
             self._stream.finish()
         return parts
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Have a ModelError say in which file it was."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{what}: {error.message}") from error
 
 
 def _part_name(name: str, number: int, count: int) -> str:

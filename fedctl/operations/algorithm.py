@@ -6,7 +6,7 @@ from fedctl import fleet, staleness
 from fedctl.errors import ConfigError
 from fedctl.federation import Federation, Named
 from fedctl.node.rules import RULES, kind_of
-from fedctl.operations.ways import Ways, codecs_of, ways_of
+from fedctl.operations.ways import Ways, ways_of
 from fedctl.strategies import STRATEGIES, Strategy, build, fragments_of, least_of, needs_losses, rule_of, uses_controls
 from fedctl.strategies.options import from_options
 
@@ -67,7 +67,7 @@ def build_algorithm(federation: Federation) -> Algorithm:
             hint="leave `local` out, and give options to the strategy",
         )
     _check_turns(federation, named.name, strategy)
-    whole = replace(federation, strategy=named, local=rule or local, codec=codecs_of(federation))
+    whole = replace(federation, strategy=named, local=rule or local)
     return Algorithm(strategy=strategy, ways=ways_of(whole), federation=whole)
 
 

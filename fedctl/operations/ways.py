@@ -1,19 +1,15 @@
 """How a federation's tensors travel: the codecs that fed.yaml names, checked and put together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from fedctl.codecs import kind_of
 from fedctl.codecs.pipeline import Pipeline
 from fedctl.errors import ConfigError
 from fedctl.families import importable_from
-from fedctl.federation import Codecs, Federation, Named
+from fedctl.federation import Federation, Named
 from fedctl.strategies.options import from_options
-
-EXACT = (Named(name="delta"), Named(name="zstd"))
-"""A model as its exact difference to the one before."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ways:
@@ -21,13 +17,6 @@ class Ways:
 
     up: Pipeline
     down: Pipeline
-
-
-def codecs_of(federation: Federation) -> Codecs:
-    """The federation's own; where not all of a model is shared each round, models go as exact differences at least."""
-    if federation.share.is_scheduled and not federation.codec.down:
-        return replace(federation.codec, down=EXACT)
-    return federation.codec
 
 
 def ways_of(federation: Federation) -> Ways:

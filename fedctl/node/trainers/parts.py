@@ -61,7 +61,7 @@ def is_model_here(task: Task, blobs: Blobs) -> bool:
             before = Weights.open(blobs.path(previous.digest))
             pipeline = Pipeline.of(task.codec.get("down", ()))
             seed = seed_of_model(previous)
-            found = save(made, read(blobs.path(difference.digest), pipeline, before.spec, before, seed=seed))
+            found = save(made, read(blobs.path(difference.digest), pipeline, before.spec, before, seed=seed, least=1.0))
             if found == blob:
                 made.replace(blobs.path(blob.digest))
                 return True
