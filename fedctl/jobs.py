@@ -203,7 +203,7 @@ def _answer(
         return _initialized(run, federation, result.update, target, clock)
     update = arrival.decode(wire, target) if arrival.is_coded else result.update
     arrival.check(target)
-    raw = max(update.size, base.size) if base else update.size
+    raw = max(update.size, base.size) if base and came else came
     return UpdateReceived(
         at=clock(),
         task=key,
@@ -211,8 +211,7 @@ def _answer(
         examples=result.examples,
         metrics=result.metrics,
         seconds=result.seconds,
-        bytes=done.traffic
-        + Traffic(received=came, raw_received=max(update.size, base.size) if came and base else came),
+        bytes=done.traffic + Traffic(received=came, raw_received=raw),
         accelerator=result.accelerator,
         steps=result.steps,
         partial=result.partial,
@@ -223,12 +222,13 @@ def _answer(
 
 def _initialized(run: RunDir, federation: Federation, whole: Blob, target: Path, clock: Clock) -> ModelInitialized:
     """The first model is here: the federation's part of it becomes the run's model of round 0."""
+    from fedctl.division import check_share, divide
+
     run.sync(target)
+    check_share(target, federation.share)
     if federation.share.is_whole:
         copy_atomically(target, run.model)
         return ModelInitialized(at=clock(), model=whole)
-    from fedctl.division import divide
-
     run.round(0).mkdir(parents=True, exist_ok=True)
     model, rest = divide(target, federation.share, run.round_model(0), run.rest)
     run.sync(run.rest)

@@ -1,7 +1,9 @@
 """How many bytes models and updates will be on the line, told from the first model's file."""
 
+import math
 from pathlib import Path
 
+from fedctl.codecs.pipeline import Pipeline
 from fedctl.federation import Federation
 from fedctl.forecast import Sizes
 from fedctl.records import Blob
@@ -15,7 +17,28 @@ def first_sizes(run: RunDir, federation: Federation, model: Blob, *, controls: b
     return Sizes(model=model.size, up=up, down=down, controls=controls)
 
 
-def forecast_sizes(model: Path, federation: Federation) -> tuple[int, int]:  # noqa: ARG001  (raw, whatever the codec)
-    """Bytes (up, down) of one update on its way here and of one model on its way to a node that has the one before."""
-    size = model.stat().st_size
-    return size, size
+def forecast_sizes(model: Path, federation: Federation) -> tuple[int, int]:
+    """Bytes (up, down) of one update on its way here and of one model on its way to a node that has the one before.
+
+    Where rounds share parts of the model, those of a round on the average.
+    """
+    whole = model.stat().st_size
+    from fedctl.codecs.trial import ratio
+
+    codec, share = federation.codec.to_json(), _share_of_rounds(model, federation)
+    up, down = (
+        round(share * whole * ratio(model, Pipeline.of(codec[way]))) if way in codec else round(share * whole)
+        for way in ("up", "down")
+    )
+    return up, down
+
+
+def _share_of_rounds(model: Path, federation: Federation) -> float:
+    """How much of a model a round shares, on the average."""
+    if not federation.share.is_scheduled:
+        return 1.0
+    from fedctl.weights import Weights
+
+    sizes = {name: spec.size for name, spec in Weights.open(model).spec.items()}
+    due = [federation.share.due(sizes, number) for number in range(1, federation.rounds + 1)]
+    return math.fsum(sizes[name] for names in due for name in names) / (sum(sizes.values()) * federation.rounds)

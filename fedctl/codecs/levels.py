@@ -22,7 +22,6 @@ RUN = 1 << 15
 
 _BITS = 16  # of chance an element: with them a mean over many seeds is right to a thousandth of a step
 _TINIEST = 2.0**-100  # of a scale; its inverse, times 2**16, is still a float32
-_BELOW = 1 - 2.0**-21  # keeps the largest value of a channel, as it is rounded on the way, at or below the last level
 
 
 def check_rounding(rounding: str) -> None:
@@ -58,7 +57,8 @@ def to_levels(
     is_finite = np.isfinite(scales)
     if not is_finite.all():
         values = np.where(np.isfinite(values), values, 0).astype(values.dtype)
-    finest = (1 << _BITS) * _BELOW if rounding == "stochastic" else 1.0
+    # No float32 comes out more than 2**-17 above the last level, so with what chance adds it stays below the next one.
+    finest = 2.0**_BITS if rounding == "stochastic" else 1.0
     factors = np.zeros_like(scales)
     np.divide(finest, scales, out=factors, where=is_finite & (scales > 0))
     levels = np.empty(len(values), np.int8)
