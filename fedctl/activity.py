@@ -46,8 +46,8 @@ class NodeStanding:
 
     `personal` are those of its personal model, empty where none has been scored. `has_log` says whether its own log
     tells why it failed. `partial_steps` are those of its update of the open round, where that holds what was done when
-    time was over. A node that is lost or away is looked for again in `again_s` seconds; if `awaited`, the run waits for
-    it, for `patience_s` seconds more (None: for ever).
+    time was over, and `pending` is the round whose training it goes on with though that is closed. A node that is lost
+    or away is looked for again in `again_s` seconds; if `awaited`, the run waits for it, for `patience_s` seconds more (None: for ever).
     """
 
     name: str
@@ -63,6 +63,7 @@ class NodeStanding:
     accelerator: str
     has_log: bool = False
     partial_steps: int | None = None
+    pending: int | None = None
     again_s: float | None = None
     awaited: bool = False
     patience_s: float | None = None
@@ -86,6 +87,7 @@ def node_standing(
         examples=node.examples,
         seconds=node.seconds,
         accelerator=node.accelerator,
+        pending=state.pending[node.name].key.round if node.name in state.pending else None,
         partial_steps=answer.steps if isinstance(answer, Received) and answer.partial else None,
     )
     if moment is None or node.status not in ("lost", "away"):

@@ -192,6 +192,10 @@ def aggregate_round(
     _give_back_what_is_freed()
     before = Weights.open(model)
     start = due(before, share, round)
+    remembered = Weights.open(memory) if memory else {}
+    if not start:
+        carried = save(memory_out, remembered) if remembered and memory_out else None
+        return Closed(model=save(model_out, before), memory=carried)
     contributions = []
     for name, (path, examples) in updates.items():
         weights, controls = split(Weights.open(path))
@@ -208,11 +212,10 @@ def aggregate_round(
             )
         )
     try:
-        remembered = Weights.open(memory) if memory else {}
         outcome = strategy.aggregate(start, contributions, remembered)
         check_spec(spec_of(outcome.model), start.spec, what="the aggregated model")
         kept = _checked(outcome.memory, "the strategy's memory") if uses_controls(strategy) else outcome.memory
-        if share.is_scheduled and kept:
+        if share.is_scheduled:
             kept = joined(kept, remembered)
         written = save(memory_out, kept) if kept and memory_out else None
         return Closed(model=save(model_out, joined(_checked(outcome.model), before)), memory=written)

@@ -65,8 +65,8 @@ class Arrival:
         from fedctl.weights import Weights
 
         base = due(Weights.open(self.model), self.share, self.round)
-        found = Weights.open(update, what="its update")
         try:
+            found = Weights.open(update, what="its update")
             check_update(found, base, what="its update", farthest=self.farthest, controls=self.controls)
         except ModelError:
             update.unlink()

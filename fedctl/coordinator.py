@@ -14,7 +14,7 @@ from typing import Protocol, assert_never
 from fedctl import staleness, takeup, tidying
 from fedctl.actions import Action, Aggregate, Cancel, Finish, GiveUp, Hold, OpenRound, Perform, Prepare, WidenRound
 from fedctl.clock import Clock, no_earlier, steady
-from fedctl.codecs.pipeline import PLAIN, Pipeline
+from fedctl.codecs.pipeline import Ways
 from fedctl.errors import ConnectionLost, FedctlError, ModelError, NodeError, RunError
 from fedctl.events import (
     Event,
@@ -81,8 +81,7 @@ class Coordinator:
         lease: Lease,
         hosts: Hosts,
         strategy: Strategy,
-        up: Pipeline = PLAIN,
-        down: Pipeline = PLAIN,
+        ways: Ways | None = None,
         sinks: Sequence[Sink] = (),
         hold: bool = False,
         clock: Clock | None = None,
@@ -92,7 +91,7 @@ class Coordinator:
         self._lease = lease
         self._hosts = hosts
         self._strategy = strategy
-        self._up, self._down = up, down
+        self._ways = ways or Ways()
         self._sinks = sinks
         self._hold = hold
         self._clock = clock or steady()
@@ -164,7 +163,7 @@ class Coordinator:
                     federation=self._federation,
                     needs_steps=needs_steps(self._strategy),
                     controls=uses_controls(self._strategy),
-                    up=self._up,
+                    up=self._ways.up,
                     host=self._hosts.of(action.task.node),
                     run=self._run,
                     clock=self._clock,
@@ -186,7 +185,7 @@ class Coordinator:
                 contributors=action.contributors,
                 strategy=self._strategy,
                 share=self._federation.share,
-                down=self._down,
+                down=self._ways.down,
                 staleness=staleness.build(self._federation.schedule.staleness),
                 model_args=self._federation.task.model_args,
                 at=self._clock,

@@ -20,21 +20,32 @@ if TYPE_CHECKING:
 WHOLE = "a pattern covers a whole name, as in `*lora_*` or `head.*`; there are"
 
 
-def divide(whole: Path, share: Share, model: Path, rest: Path) -> tuple[Blob, Blob]:
-    """Write the shared part of the model in `whole` to `model`, and the rest to `rest`.
+def check_share(whole: Path, share: Share) -> None:
+    """Raises ConfigError where a pattern matches no tensor of a model, nothing is shared, or a fragment is empty."""
+    from fedctl.header import read_header
 
-    Raises ConfigError where a pattern matches no tensor, or nothing is shared.
-    """
+    spec = read_header(whole).spec
+    names = list(spec)
+    if idle := share.idle(names):
+        raise ConfigError(f"share: no tensor of the model matches `{idle[0]}`", hint=f"{WHOLE}: {_some(names)}")
+    parts = share.parts({name: one.size for name, one in spec.items() if share.covers(name)})
+    if not parts:
+        raise ConfigError("share: no tensor of the model is left to share", hint=f"{WHOLE}: {_some(names)}")
+    if len(set(parts.values())) < share.fragments:
+        most = len({name.rpartition(".")[0] for name in parts})
+        raise ConfigError(
+            f"strategy: a model of {most} modules cannot be divided into {share.fragments} fragments",
+            hint=f"give `fragments: {most}` at most",
+        )
+
+
+def divide(whole: Path, share: Share, model: Path, rest: Path) -> tuple[Blob, Blob]:
+    """Write the shared part of the model in `whole` to `model`, and the rest to `rest`."""
     from fedctl.weights import Weights, part, save
 
     weights = Weights.open(whole)
-    names = list(weights)
-    if idle := share.idle(names):
-        raise ConfigError(f"share: no tensor of the model matches `{idle[0]}`", hint=f"{WHOLE}: {_some(names)}")
-    shared = [name for name in names if share.covers(name)]
-    if not shared:
-        raise ConfigError("share: no tensor of the model is left to share", hint=f"{WHOLE}: {_some(names)}")
-    kept = [name for name in names if not share.covers(name)]
+    shared = [name for name in weights if share.covers(name)]
+    kept = [name for name in weights if not share.covers(name)]
     return save(model, part(weights, shared)), save(rest, part(weights, kept))
 
 

@@ -16,13 +16,14 @@ from typing import Any
 
 from fedctl import transfer
 from fedctl.connection import LINE_LOST, Connection, Waiter
+from fedctl.delivery import Delivery
 from fedctl.environment import Environment, Given
 from fedctl.errors import ConnectionLost
 from fedctl.federation import When
 from fedctl.lifeline import RECONNECTS, RETRIES, Lifeline
 from fedctl.pace import Bandwidth
 from fedctl.preparation import Preparation, Prepared, Told, silent
-from fedctl.records import DIFFERENCE, NEWEST, REST, Blob, Progress, Result, Task, TaskKey
+from fedctl.records import Blob, Progress, Result, Task, TaskKey
 from fedctl.replies import heed, progress_of, result_of
 from fedctl.traffic import Traffic
 from fedctl.transports import Transport
@@ -73,10 +74,8 @@ class Host:
         self._open = partial(Connection.open, transport, python, home=home, bandwidth=bandwidth)
         self._slots = slots
         self._work = work
-        self._locking = threading.Lock()
-        self._sending: dict[str, threading.Lock] = {}
-        self._sent: set[tuple[Connection, str]] = set()
-        self._wanted: set[str] = set()
+        self._hiring = threading.Lock()
+        self._delivery = Delivery()
         self._cancelled: set[TaskKey] = set()
         self._preparation = Preparation(work.bundle, work.bundle_path, environment, python, work.identity)
         self._has_worker = False
@@ -104,7 +103,7 @@ class Host:
             if when:
                 heed(self.connection().ask("may", when=when.to_json()))
             self._preparation.over(self.connection(), told)
-            with self._lock_of("worker"):
+            with self._hiring:
                 if not self._has_worker:
                     self._ask("worker", worker=self._worker())
                     self._has_worker = True
@@ -134,7 +133,7 @@ class Host:
             self._preparation.over(connection)
             began = time.monotonic()
             try:
-                sent += self._put_models(connection, task, models)
+                sent += self._delivery.models(connection, task, models)
             finally:
                 line_s += time.monotonic() - began
             left_s = task.seconds and max(1.0, task.seconds - (time.monotonic() - asked_at))
@@ -180,7 +179,7 @@ class Host:
     def release(self, keys: Iterable[TaskKey], digests: Iterable[str] = ()) -> None:
         """The updates of these tasks are safe here and these models are needed no more."""
         gone = set(digests)
-        self._sent -= {sent for sent in tuple(self._sent) if sent[1] in gone}  # others add to it meanwhile
+        self._delivery.forget(gone)
         self._ask("release", keys=[str(key) for key in keys], digests=sorted(gone))
 
     def cancel(self, key: TaskKey) -> None:
@@ -254,47 +253,10 @@ class Host:
     def _missed(self, connection: Connection, task: Task, missing: object) -> ConnectionLost:
         """What a task needs has gone from the node, or was damaged there: it is to be sent again, as after a break."""
         digests = set(map(str, missing)) if isinstance(missing, list) else set()
-        self._sent -= {(connection, digest) for digest in digests}
-        self._wanted |= digests
+        self._delivery.missed(connection, digests)
         if not digests <= {blob.digest for blob in task.models.values()}:
             self._preparation.forget()
         return ConnectionLost("what the task needs is no longer on the node")
-
-    def _put_models(self, connection: Connection, task: Task, models: Mapping[str, Path]) -> Traffic:
-        """What was sent; the rest of a model goes only where the node has said that it cannot build it.
-
-        Nor does the newest model, where the node has the one before and can make it of their difference.
-        """
-        made = {REST, *(NEWEST if self._is_made(connection, task) else [DIFFERENCE])}
-        needed = {label for label, blob in task.models.items() if label not in made or blob.digest in self._wanted}
-        sent = {label: self._put(connection, task.models[label], models[label]) for label in sorted(needed)}
-        of_newest = sum(task.models[label].size for label in NEWEST if label in task.models)
-        raw = {label: of_newest if label == DIFFERENCE and count else count for label, count in sent.items()}
-        return Traffic(sent=sum(sent.values()), raw_sent=sum(raw.values()))
-
-    def _is_made(self, connection: Connection, task: Task) -> bool:
-        """Whether the newest model is to be made on the machine, of the difference that goes there."""
-        difference = task.models.get(DIFFERENCE)
-        if difference is None or task.previous is None:
-            return False
-        if (connection, difference.digest) in self._sent:
-            return True
-        newest = next(blob for label, blob in task.models.items() if label in NEWEST)
-        are_there = transfer.are_whole(connection, [newest.digest, task.previous.digest])
-        return newest.digest not in are_there and task.previous.digest in are_there
-
-    def _put(self, connection: Connection, blob: Blob, path: Path) -> int:
-        """Send a blob unless this line has sent it before; the agent says so where it has gone since."""
-        with self._lock_of(blob.digest):
-            if (connection, blob.digest) in self._sent:
-                return 0
-            sent = transfer.put(connection, blob, path)
-            self._sent.add((connection, blob.digest))
-            return sent
-
-    def _lock_of(self, name: str) -> threading.Lock:
-        with self._locking:
-            return self._sending.setdefault(name, threading.Lock())
 
     def _begin_read(self, connection: Connection, key: TaskKey, name: str, offset: int, limit: int) -> Waiter:
         request = {**self._run(), "key": str(key), "name": name, "offset": offset, "limit": limit}

@@ -16,6 +16,7 @@ from fedctl.actions import Perform
 from fedctl.arrival import Arrival
 from fedctl.clock import Clock
 from fedctl.codecs.pipeline import PLAIN, Pipeline
+from fedctl.durable import copy_atomically, is_there
 from fedctl.errors import (
     ConfigError,
     ConnectionLost,
@@ -40,7 +41,7 @@ from fedctl.federation import Federation
 from fedctl.forecast import forecast
 from fedctl.host import Done, Host
 from fedctl.records import COORDINATOR, DIFFERENCE, MEMORY, REST, Blob, Progress, Result, Task, TaskKey
-from fedctl.rundir import RunDir, copy_atomically, is_there
+from fedctl.rundir import RunDir
 from fedctl.share import EVERYTHING, Share
 from fedctl.sizes import first_sizes
 from fedctl.traffic import Traffic

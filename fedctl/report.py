@@ -41,13 +41,17 @@ Standing = Literal["running", "held", "interrupted", "finished", "failed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenStanding:
-    """The open round: the updates of `wanted` of its nodes close it, and with fewer than `quorum` it cannot close."""
+    """The open round: the updates of `wanted` of its nodes close it, and with fewer than `quorum` it cannot close.
+
+    Updates of trainings that were asked for up to `max_staleness` rounds earlier count in it.
+    """
 
     round: int
     nodes: tuple[str, ...]
     updates: tuple[str, ...]
     wanted: int
     quorum: int
+    max_staleness: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +177,7 @@ def _open(state: RunState) -> OpenStanding | None:
         updates=tuple(state.open.updates),
         wanted=state.open.wanted,
         quorum=state.open.quorum,
+        max_staleness=state.open.max_staleness,
     )
 
 

@@ -8,10 +8,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from fedctl.codecs.pipeline import Pipeline
+from fedctl.durable import copy_atomically
 from fedctl.errors import ModelError
 from fedctl.events import RoundAggregated
 from fedctl.measures import global_scores
-from fedctl.rundir import RunDir, copy_atomically
+from fedctl.rundir import RunDir
 from fedctl.share import Share
 from fedctl.staleness import Staleness
 from fedctl.state import RunState

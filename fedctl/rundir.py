@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from fedctl import lease
+from fedctl.durable import sync, write_atomically
 from fedctl.errors import StateError, UsageError, suggestion
 from fedctl.lease import Lease
-from fedctl.records import Blob, TaskKey
+from fedctl.records import TaskKey
 
 SCHEMA = 2
 RUNS = "runs"
@@ -118,7 +119,7 @@ class RunDir:
     def sync(self, path: Path) -> None:
         """Have a file of the run on the disk for good, and the names of the folders that it is in."""
         for part in (path, *path.parents):
-            _sync(part)
+            sync(part)
             if part == self.path:
                 return
 
@@ -192,8 +193,8 @@ def create(folder: Path, name: str, *, configuration: str, bundle: bytes, facts:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _point_latest(path)
-    _sync(path.parent)
-    _sync(folder)
+    sync(path.parent)
+    sync(folder)
     return RunDir(path)
 
 
@@ -250,55 +251,6 @@ def new_name(federation: str, now: datetime, folder: Path) -> str:
     name = f"{federation}-{now:%Y%m%d-%H%M%S}"
     taken = {path.name for path in (folder / RUNS).glob(f"{name}*")}
     return next(n for i in range(1, 1000) if (n := name if i == 1 else f"{name}-{i}") not in taken)
-
-
-def write_atomically(path: Path, content: bytes) -> Blob:
-    """Write a file under another name and rename it into place, whole or not at all; it is on the disk for good."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    _sync(path.parent)
-    return Blob(digest=hashlib.sha256(content).hexdigest(), size=len(content))
-
-
-def digest(path: Path) -> Blob:
-    """What a file holds, by its SHA-256."""
-    with path.open("rb") as file:
-        return Blob(digest=hashlib.file_digest(file, "sha256").hexdigest(), size=path.stat().st_size)
-
-
-def is_there(path: Path, blob: Blob) -> bool:
-    """Whether a file is there and holds what it should."""
-    return path.exists() and path.stat().st_size == blob.size and digest(path) == blob
-
-
-def copy_atomically(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`, by a hard link where the file system can, else by a copy.
-
-    Where `source` is on the disk for good, so is `target`.
-    """
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    try:
-        temporary.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, temporary)
-        _sync(temporary)
-    temporary.rename(target)
-    temporary.unlink(missing_ok=True)  # renaming one link over another of the same file leaves both
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    """What a file holds, or which names a folder has, is on the disk when this returns."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _point_latest(path: Path) -> None:

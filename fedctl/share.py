@@ -15,8 +15,9 @@ class Share:
 
     A pattern is as the shell's, over the whole name: `head.*`, `*lora_*`. Of those that travel, what matches a pattern
     of `every` does so in rounds that its number divides, the first pattern that matches counting; with `fragments` a
-    round takes one of so many parts of the model, in turn. Between, each node goes on with its own. A tensor whose
-    change is less than `change` times its norm waits on its node until that, with what came before it, is more.
+    round takes one of so many parts of the model, in turn, and `every` counts the turns of a part. Between, each node
+    goes on with its own. A tensor whose change is less than `change` times its norm waits on its node until that, with
+    what came before it, is more.
     """
 
     only: tuple[str, ...] = ()
@@ -43,12 +44,24 @@ class Share:
 
     def due(self, sizes: Mapping[str, int], round: int) -> set[str]:
         """Of the shared tensors, whose sizes in bytes these are, the names of those that a round shares."""
-        turns = _turns(sizes, self.fragments)
+        parts = self.parts(sizes)
+        before, now = divmod(round - 1, self.fragments)
         return {
-            name
-            for name in sizes
-            if self.covers(name) and round % self.period(name) == 0 and (round - 1) % self.fragments == turns[name]
+            name for name in sizes if self.covers(name) and parts[name] == now and (before + 1) % self.period(name) == 0
         }
+
+    def parts(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """The fragment of each tensor: those of one module in the same, the largest first, each to the lightest."""
+        modules: dict[str, int] = {}
+        for name, size in sizes.items():
+            module = name.rpartition(".")[0]
+            modules[module] = modules.get(module, 0) + size
+        loads = [0] * self.fragments
+        found: dict[str, int] = {}
+        for module, size in sorted(modules.items(), key=lambda item: (-item[1], item[0])):
+            found[module] = loads.index(min(loads))
+            loads[found[module]] += size
+        return {name: found[name.rpartition(".")[0]] for name in sizes}
 
     def idle(self, names: Iterable[str]) -> list[str]:
         """The patterns that match none of these names."""
@@ -89,17 +102,3 @@ EVERYTHING = Share()
 def matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether a tensor's name matches one of the patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _turns(sizes: Mapping[str, int], fragments: int) -> dict[str, int]:
-    """The fragment of each tensor: those of one module in the same, the largest first, each to the lightest."""
-    modules: dict[str, int] = {}
-    for name, size in sizes.items():
-        module = name.rpartition(".")[0]
-        modules[module] = modules.get(module, 0) + size
-    loads = [0] * fragments
-    turns: dict[str, int] = {}
-    for module, size in sorted(modules.items(), key=lambda item: (-item[1], item[0])):
-        turns[module] = loads.index(min(loads))
-        loads[turns[module]] += size
-    return {name: turns[name.rpartition(".")[0]] for name in sizes}

@@ -7,10 +7,11 @@ they are looked at here, and the nodes, which keep an update until its round is 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
+from fedctl.durable import is_there
 from fedctl.events import RunStarted, UpdateLost
 from fedctl.federation import Federation
 from fedctl.records import TaskKey
-from fedctl.rundir import RunDir, is_there
+from fedctl.rundir import RunDir
 from fedctl.runstate import Received, RunState
 
 

@@ -37,9 +37,13 @@ ORDER: tuple[Step, ...] = ("difference", "selection", "precision", "bytes")
 
 
 class Codec(Protocol):
-    """A frozen dataclass whose fields are its options, which `__post_init__` bounds by a ValueError."""
+    """A frozen dataclass whose fields are its options, which `__post_init__` bounds by a ValueError.
+
+    `exact_everywhere` says whether it decodes the same bits on every machine.
+    """
 
     step: ClassVar[Step]
+    exact_everywhere: ClassVar[bool]
 
 
 class TensorCodec(Codec, Protocol):

@@ -178,6 +178,14 @@ PLAIN = Pipeline()
 """Tensors travel as they are."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ways:
+    """How tensors travel: updates `up`, models `down`."""
+
+    up: Pipeline = PLAIN
+    down: Pipeline = PLAIN
+
+
 def seed_of(seed: int, name: str) -> int:
     """The seed of a tensor, below 2**63, from that of its update."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1

@@ -18,7 +18,7 @@ from fedctl.codecs.zstd import Unpacking
 from fedctl.errors import ModelError
 from fedctl.header import TensorSpec
 from fedctl.records import Blob
-from fedctl.weights import Lazy, Weights, save, spec_of
+from fedctl.weights import Lazy, Weights, joined, part, save, spec_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +45,9 @@ class Outgoing:
     residual: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int = 0
     least: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tensors", part(self.tensors, self.tensors))  # what they are is looked up once
 
     def save(self, path: Path, expected: Spec, beside: Spec | None = None) -> Blob:
         """Write the file; the reader expects all tensors of `expected`, and perhaps some of `beside`.
@@ -108,21 +111,20 @@ class Outgoing:
         for name in sent:
             yield from self._encoded(name)
 
-    def _parts(self, sent: Iterable[str]) -> Lazy:
+    def _parts(self, sent: Iterable[str]) -> Mapping[str, Tensor]:
+        """Each part by its name in the file; those of what is narrowed are small, and are made at once."""
         spec = spec_of(self.tensors)
-        found: dict[str, tuple[str, int]] = {}
-        parts: dict[str, TensorSpec] = {}
-        for name in sent:
-            layout = self.pipeline.layout(name, spec[name], has_base=name in self.base)
-            for number, one in enumerate(layout):
-                wire = _part_name(name, number, len(layout))
-                found[wire], parts[wire] = (name, number), one
-
-        def compute(wire: str) -> Tensor:
-            name, number = found[wire]
-            return self._encoded(name)[number]
-
-        return Lazy(parts, compute)
+        layouts = {name: self.pipeline.layout(name, spec[name], has_base=name in self.base) for name in sent}
+        single = {
+            name: layout[0] for name, layout in layouts.items() if not self.pipeline.is_narrowed(name, spec[name])
+        }
+        narrow = {
+            _part_name(name, number, len(layout)): one
+            for name, layout in layouts.items()
+            if name not in exact
+            for number, one in enumerate(self._encoded(name))
+        }
+        return joined(narrow, Lazy({name: layouts[name][0] for name in exact}, lambda name: self._encoded(name)[0]))
 
 
 def read(
@@ -183,14 +185,14 @@ class _Apart:
             name: [_part_name(name, number, len(layouts[name])) for number in range(len(layouts[name]))]
             for name in self.come
         }
-        known = {part: one for name in self.come for part, one in zip(self._names[name], layouts[name], strict=True)}
-        for part in sorted(known.keys() | wire.spec.keys()):
-            if known.get(part) != wire.spec.get(part):
-                found, wanted = (str(each.get(part, "not there")) for each in (wire.spec, known))
-                raise ModelError(f"`{part}` is {found}, where it should be {wanted}")
+        known = {each: one for name in self.come for each, one in zip(self._names[name], layouts[name], strict=True)}
+        for name in sorted(known.keys() | wire.spec.keys()):
+            if known.get(name) != wire.spec.get(name):
+                found, wanted = (str(each.get(name, "not there")) for each in (wire.spec, known))
+                raise ModelError(f"`{name}` is {found}, where it should be {wanted}")
 
     def take(self, name: str) -> Sequence[Tensor]:
-        return [self._wire[part] for part in self._names[name]]
+        return [self._wire[each] for each in self._names[name]]
 
 
 class _Stream:

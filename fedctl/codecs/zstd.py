@@ -69,14 +69,19 @@ class Unpacking:
 
     def take(self, spec: TensorSpec) -> Tensor:
         """The next part; raises ModelError where the stream has no such part left."""
+        import numpy as np
         import torch
 
+        width = spec.item_size
         values = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype))
-        buffer = torch.empty(spec.size, dtype=torch.uint8)
-        self._fill(memoryview(buffer.numpy()))  # type: ignore[arg-type]
-        kinds = buffer.view(spec.item_size, spec.count) if spec.count else buffer
-        if spec.count:
-            values.reshape(-1).view(torch.uint8).view(spec.count, spec.item_size).copy_(kinds.T)
+        whole = values.view(-1).view(torch.uint8).numpy()
+        if width == 1:
+            self._fill(memoryview(whole))  # type: ignore[arg-type]
+            return values
+        kind = np.empty(spec.count, np.uint8)
+        for number in range(width):
+            self._fill(memoryview(kind))  # type: ignore[arg-type]
+            whole[number::width] = kind
         return values
 
     def finish(self) -> None:
@@ -100,10 +105,10 @@ class Unpacking:
 
 def _apart(part: Tensor) -> memoryview:
     """A tensor's bytes, those of a kind side by side."""
+    import numpy as np
     import torch
 
-    values = part.detach().cpu().contiguous().reshape(-1)
-    rows = values.view(torch.uint8)
-    if part.element_size() > 1:
-        rows = rows.view(len(values), part.element_size()).T.contiguous().reshape(-1)
-    return memoryview(rows.numpy())  # type: ignore[arg-type]
+    width = part.element_size()
+    whole = part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    apart = whole if width == 1 else np.concatenate([whole[number::width] for number in range(width)])
+    return memoryview(apart)  # type: ignore[arg-type]

@@ -8,6 +8,8 @@ from typing import Any
 
 from fedctl import staleness
 from fedctl.aggregation import AggregateReport, aggregate_files
+from fedctl.division import due
+from fedctl.durable import is_there
 from fedctl.errors import StateError, UsageError
 from fedctl.events import UpdateReceived
 from fedctl.federation import Named
@@ -17,11 +19,12 @@ from fedctl.operations.launch import configured
 from fedctl.operations.status import require_held
 from fedctl.records import Blob
 from fedctl.rounds import close_round, late, losses_of
-from fedctl.rundir import RunDir, find, is_there
+from fedctl.rundir import RunDir, find
 from fedctl.state import RunState, fold
 from fedctl.strategies import build, rule_of
 from fedctl.takeup import damaged
 from fedctl.topology import parse_value
+from fedctl.weights import Weights
 
 FILES = (".safetensors", ".ckpt", ".pt", ".pth")
 
@@ -100,6 +103,9 @@ def _what_if(request: Request, run: RunDir) -> AggregateReport:
             f"{path} is not as {changed[0]} gave it: it was changed, or a power cut took it before it was written out",
             hint="aggregate the other files of its folder: `fedctl aggregate ALICE.safetensors ... -o out.safetensors`",
         )
+    share = build_algorithm(federation).federation.share
+    if not due(Weights.open(run.round_model(number - 1)), share, number):
+        raise StateError(f"round {number} of run {run.name} shared no tensor", hint=_rounds_with_updates(run))
     own = strategy_of(federation)
     strategy = told_of_nodes(_strategy(request, own), federation)
     weights, losses = _numbers(request.weights), losses_of(state, number - 1)
@@ -118,7 +124,7 @@ def _what_if(request: Request, run: RunDir) -> AggregateReport:
         steps=[received[name].steps for name in names],
         losses=[losses.get(name) for name in names],
         late=[behind.get(name) for name in names],
-        in_part=build_algorithm(federation).federation.share.is_scheduled,
+        in_part=share.is_scheduled,
         rest=run.rest if run.rest.exists() and request.output else None,
         force=request.force or request.output is None,
     )

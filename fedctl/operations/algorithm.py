@@ -3,10 +3,11 @@
 from dataclasses import dataclass, replace
 
 from fedctl import fleet, staleness
+from fedctl.codecs.pipeline import Ways
 from fedctl.errors import ConfigError
 from fedctl.federation import Federation, Named
 from fedctl.node.rules import RULES, kind_of
-from fedctl.operations.ways import Ways, ways_of
+from fedctl.operations.ways import ways_of
 from fedctl.strategies import STRATEGIES, Strategy, build, fragments_of, least_of, needs_losses, rule_of, uses_controls
 from fedctl.strategies.options import from_options
 
@@ -105,14 +106,14 @@ def _check_buffered(federation: Federation, name: str, strategy: Strategy) -> No
     """Refuse what a round that takes late updates cannot give a strategy, and a function of staleness that is none."""
     staleness.build(federation.schedule.staleness)
     why = None
-    if uses_controls(strategy):
-        why = "sends all nodes of a round the same controls beside their model"
+    if uses_controls(strategy) or rule_of(strategy):
+        why = "keeps account with its nodes of what each did to the round's model"
     elif needs_losses(strategy):
         why = "goes by what all nodes of a round think of its model"
     if federation.share.is_scheduled:
         raise ConfigError(
-            "share: with `schedule: {mode: buffered}` the updates of a model began in different rounds, and these would "
-            "hold different tensors",
+            "share: with `schedule: {mode: buffered}` the updates of a model began in different rounds, and would hold "
+            "different tensors",
             hint="leave out `every` and `fragments`, or `mode`",
         )
     if why:
@@ -126,7 +127,7 @@ def _check_turns(federation: Federation, name: str, strategy: Strategy) -> None:
     """Refuse rounds that share a part of the model where all of it has to come together."""
     if not federation.share.is_scheduled:
         return
-    if uses_controls(strategy):
+    if uses_controls(strategy) or rule_of(strategy):
         raise ConfigError(
             f"share: {name} corrects every step by all of the model, and some rounds would share a part of it",
             hint="leave `every` and `fragments` out, or take fedavg",

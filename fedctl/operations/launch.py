@@ -10,11 +10,11 @@ from pathlib import Path
 from types import FrameType
 
 import fedctl
-from fedctl import bundle, rundir, topology
+from fedctl import bundle, fleet, rundir, topology
 from fedctl.coordinator import Coordinator, Sink
 from fedctl.environment import Environment, Given, environments
 from fedctl.errors import ConfigError, FedctlError, StateError
-from fedctl.federation import Federation, needed
+from fedctl.federation import Federation
 from fedctl.forecast import Forecast, forecast
 from fedctl.host import Host, Work
 from fedctl.hosts import Hosts
@@ -61,11 +61,10 @@ def dry_run(path: Path, overrides: Sequence[str] = ()) -> DryRun:
     federation = algorithm.federation
     made = environments(federation)
     first = rehearse(federation, controls=uses_controls(algorithm.strategy))
-    cohort = needed(federation.schedule.cohort, len(federation.nodes))
     return DryRun(
         federation=federation,
-        cohort=cohort,
-        quorum=needed(federation.schedule.quorum, cohort),
+        cohort=fleet.wanted(federation),
+        quorum=fleet.quorum(federation),
         model=first.model,
         rest=first.rest,
         forecast=forecast(federation, first.sizes),
@@ -183,8 +182,7 @@ def _coordinate(
                 lease=lease,
                 hosts=hosts,
                 strategy=algorithm.strategy,
-                up=algorithm.ways.up,
-                down=algorithm.ways.down,
+                ways=algorithm.ways,
                 sinks=(metrics, *sinks),
                 hold=hold,
             ).run()

@@ -1,22 +1,14 @@
 """How a federation's tensors travel: the codecs that fed.yaml names, checked and put together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fedctl.codecs import kind_of
-from fedctl.codecs.pipeline import Pipeline
+from fedctl.codecs.pipeline import Pipeline, Ways
 from fedctl.errors import ConfigError
 from fedctl.families import importable_from
 from fedctl.federation import Federation, Named
 from fedctl.strategies.options import from_options
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ways:
-    """Updates go `up`, models `down`."""
-
-    up: Pipeline
-    down: Pipeline
 
 
 def ways_of(federation: Federation) -> Ways:

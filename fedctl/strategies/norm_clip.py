@@ -10,7 +10,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fedctl.federation import Named
-from fedctl.strategies import Contribution, Outcome, build, least_of, needs_losses, needs_steps, rule_of, uses_controls
+from fedctl.strategies import (
+    Contribution,
+    Outcome,
+    build,
+    fragments_of,
+    least_of,
+    needs_losses,
+    needs_steps,
+    rule_of,
+    uses_controls,
+)
 from fedctl.strategies.options import check_above_zero
 
 if TYPE_CHECKING:
@@ -59,6 +69,11 @@ class NormClip:
     def least(self) -> int:
         """As the rule says."""
         return least_of(build(self.rule))
+
+    @property
+    def fragments(self) -> int:
+        """As the rule says."""
+        return fragments_of(build(self.rule))
 
     def aggregate(
         self, model: Mapping[str, Tensor], updates: Sequence[Contribution], memory: Mapping[str, Tensor]

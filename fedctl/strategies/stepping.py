@@ -2,7 +2,7 @@
 
 The gradient is the model less the mean. A step sees chunks of values in the wider type and changes them in place, and
 what the optimizer keeps is the strategy's memory: a tensor `name/state` for each state of each stepped tensor, and
-`steps`, the number of steps so far.
+`name/steps`, the number of its steps so far: a round may share a part of a model.
 """
 
 from collections import deque
@@ -37,6 +37,8 @@ Step = Callable[[Tensor, Tensor, Sequence[Tensor], float], None]
 
 MOMENTUM = ("momentum_buffer",)
 """What `momentum_step` keeps."""
+
+_STEPS = "/steps"
 
 _MODEL = ""  # no state is called so
 
@@ -86,7 +88,10 @@ def stepped(
         if is_averaged(tensor) and not any(fnmatchcase(name, pattern) for pattern in buffers)
     }
     kept = {f"{name}/{state}": _of_state(moved[name]) for name in moved for state in states}
-    before = float(memory["steps"]) if "steps" in memory else 0.0
+    counted = {name + _STEPS: TensorSpec("int64", ()) for name in moved}
+
+    def before(name: str) -> int:
+        return int(memory[name + _STEPS]) if name + _STEPS in memory else 0
 
     def results(name: str, wanted: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
         """The model's tensor or its states, as `wanted` has them by their keys."""
@@ -99,7 +104,7 @@ def stepped(
         def work(part: slice) -> None:
             values = start[part].to(wide(start[part].dtype), copy=True)
             now = [row[part].to(values.dtype, copy=True) for row in old]
-            step(values, values - average([row[part] for row in ends]), now, before)
+            step(values, values - average([row[part] for row in ends]), now, before(name))
             for key, found in zip([_MODEL, *keys], [values, *now], strict=True):
                 if key in outs:
                     outs[key][part].copy_(found)
@@ -110,8 +115,8 @@ def stepped(
     held: dict[str, Tensor] = {}
 
     def state(key: str) -> Tensor:
-        if key == "steps":
-            return torch.tensor(int(before) + 1)
+        if key in counted:
+            return torch.tensor(before(key.removesuffix(_STEPS)) + 1)
         if key not in held:  # the states of a tensor are computed together, and asked for one after the other
             held.clear()
             name = key.rpartition("/")[0]
@@ -121,7 +126,6 @@ def stepped(
     def tensor(name: str) -> Tensor:
         return results(name, {_MODEL: spec[name]})[_MODEL] if name in moved else averaged[name]
 
-    counted = {"steps": TensorSpec("int64", ())} if moved else {}
     return Outcome(model=Lazy(spec, tensor), memory=Lazy({**kept, **counted}, state))
 
 

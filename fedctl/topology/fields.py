@@ -29,12 +29,7 @@ SET_BY_FEDCTL = {
 }
 """The arguments of Lightning's Trainer that are not the user's to give, and what to do instead."""
 
-WEEK = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-
 _REFERENCE = re.compile(r"(?P<file>[^:\\]+\.py):(?P<member>[^:]+)")
-_SPAN = re.compile(r"([0-9]{1,2}):([0-5][0-9])-([0-9]{1,2}):([0-5][0-9])")
-_HOURS_EXAMPLE = 'such as "20:00-06:00", in quotes, by the node\'s own clock'
-_DAYS_EXAMPLE = "such as mon-fri, or [sat, sun]"
 _DURATION = re.compile("".join(rf"(?:([0-9]+(?:\.[0-9]+)?){unit})?" for unit in "dhms"))
 _UNIT_S = (86_400, 3_600, 60, 1)
 
@@ -127,54 +122,6 @@ def _limit(value: Any) -> float | None:
     if value is None or (type(value) in (int, float) and 0 < value < math.inf):
         return value  # type: ignore[no-any-return]
     raise refusal(f"should be a number above 0, not {describe(value)}", "null is without a limit")
-
-
-def _hours(value: Any) -> tuple[tuple[int, int], ...]:
-    spans = [value] if isinstance(value, str) else value
-    if not isinstance(spans, list) or not spans:
-        raise refusal(f"should be a span of hours or a list of them, not {describe(value)}", _HOURS_EXAMPLE)
-    return tuple(_span(span) for span in spans)
-
-
-def _span(text: Any) -> tuple[int, int]:
-    match = _SPAN.fullmatch(text) if isinstance(text, str) else None
-    begin, end = (int(h) * 60 + int(m) for h, m in ((match[1], match[2]), (match[3], match[4]))) if match else (0, 0)
-    if begin == end or max(begin, end) > 24 * 60 or begin == 24 * 60:
-        raise refusal(f"should be a span of hours, not {describe(text)}", _HOURS_EXAMPLE)
-    return begin, end
-
-
-def _days(value: Any) -> tuple[int, ...]:
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not names:
-        raise refusal(f"should be a day, a span or a list of them, not {describe(value)}", _DAYS_EXAMPLE)
-    found = [day for name in names for day in _days_of(name)]
-    return tuple(sorted(set(found)))
-
-
-def _days_of(name: Any) -> list[int]:
-    first, dash, last = name.partition("-") if isinstance(name, str) else ("", "", "")
-    if first not in WEEK or (dash and last not in WEEK):
-        raise refusal(f"should be days of the week, not {describe(name)}", _DAYS_EXAMPLE)
-    begin, end = WEEK.index(first), WEEK.index(last or first)
-    return [(begin + step) % 7 for step in range((end - begin) % 7 + 1)]
-
-
-def _command(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) and " " in value:
-        listed = ", ".join(value.split())
-        raise refusal(f"should be a program, or a list of it and its arguments, not {describe(value)}", f"[{listed}]")
-    words = [value] if isinstance(value, str) else value
-    if not isinstance(words, list) or not words or not all(isinstance(w, str) and w.isprintable() and w for w in words):
-        raise refusal(
-            f"should be a program on the node, or a list of it and its arguments, not {describe(value)}",
-            "such as [/usr/local/bin/on-mains, --quiet]; no shell reads it",
-        )
-    if not words[0].startswith(("/", "~/")):
-        raise refusal(
-            f"should name the program by its path, not {describe(words[0])}", "such as /usr/local/bin/on-mains"
-        )
-    return tuple(words)
 
 
 def _devices(value: Any) -> int | str:
@@ -299,9 +246,6 @@ Patience = Annotated[float | None, PlainValidator(_patience)]
 Duration = Annotated[float | None, PlainValidator(_duration)]
 Factor = Annotated[float, PlainValidator(_factor)]
 Limit = Annotated[float | None, PlainValidator(_limit)]
-Hours = Annotated[tuple[tuple[int, int], ...], PlainValidator(_hours)]
-Days = Annotated[tuple[int, ...], PlainValidator(_days)]
-Command = Annotated[tuple[str, ...], PlainValidator(_command)]
 Devices = Annotated[int | str, PlainValidator(_devices)]
 Accelerator = Annotated[str, one_of("auto", "cpu", "gpu", "mps")]
 Mode = Annotated[str, one_of("min", "max")]

@@ -49,7 +49,7 @@ def _buffered(section: ScheduleSection, schedule: Schedule, nodes: int) -> Itera
         hint = "such as `buffer: 10`: so many updates make the next model"
         yield Problem(address=("schedule", "buffer"), text="missing for `mode: buffered`", hint=hint)
     elif schedule.buffer > nodes:
-        text = f"asks for {schedule.buffer} updates, and {nodes} nodes give one each to a model"
+        text = f"asks for updates of {schedule.buffer} nodes of {nodes}, and each gives a model one"
         yield Problem(
             address=("schedule", "buffer"),
             text=text,

@@ -11,12 +11,9 @@ from fedctl.topology.document import Address
 from fedctl.topology.fields import (
     Accelerator,
     CodecList,
-    Command,
-    Days,
     Devices,
     Duration,
     Factor,
-    Hours,
     Limit,
     LocalRule,
     Mode,
@@ -41,6 +38,7 @@ from fedctl.topology.fields import (
     refusal,
 )
 from fedctl.topology.speeds import Speed
+from fedctl.topology.windows import Command, Days, Hours
 
 ABSENT: Any = None
 

@@ -135,7 +135,7 @@ def _chosen(rows: Sequence[Row], height: int | None) -> tuple[list[Row], list[Ro
 
 def _columns(rows: Sequence[Row], metric: str, width: int) -> list[Column]:
     name = min(max((len(one.node.name) for one in rows), default=4), 12 if width < 80 else 16 if width < 120 else 28)
-    state = max((len(one.node.state) for one in rows), default=0)
+    state = max((len(_state(one)) for one in rows), default=0)
     received = "↓ received" if width >= 100 else "↓ recv"
     columns = [
         Column(key="name", title="node", width=max(4, name), justify="left"),
@@ -176,7 +176,7 @@ def _line(one: Row, columns: Sequence[Column], metric: str, width: int, tick: fl
         sign, style = _LATE
     elif not sign:
         sign = "●" if tick is None else _SPINNER[int(tick * 10) % len(_SPINNER)]
-    head = {"name": Text(one.node.name), "state": Text(one.node.state, style)}
+    head = {"name": Text(one.node.name), "state": Text(_state(one), style)}
     if told := _told(one, style):
         return cut(Text.assemble((sign, style), " ", row(columns[:2], head), " " * GAP, told), width)
     cells = {
@@ -194,6 +194,12 @@ def _line(one: Row, columns: Sequence[Column], metric: str, width: int, tick: fl
         "accelerator": Text(plain(one.node.accelerator)),
     }
     return Text.assemble((sign, style), " ", row(columns, cells))
+
+
+def _state(one: Row) -> str:
+    """What a node is about; of one that trains on for a closed round also which, as in the keys of its tasks."""
+    goes_on = one.node.state == "training" and one.node.pending is not None
+    return f"{one.node.state} r{one.node.pending}" if goes_on else one.node.state
 
 
 def _told(one: Row, style: str) -> Text:

@@ -64,7 +64,7 @@ def planned(plan: "DryRun", *, as_json: bool) -> None:
     show_pairs(
         [
             ("nodes", f"{len(names)}: {shown}"),
-            ("rounds", f"{federation.rounds}, with {plan.cohort} nodes each, of which {plan.quorum} must answer"),
+            ("rounds", _rounds(plan)),
             ("strategy", federation.strategy.name),
             *([("local", federation.local.name)] if federation.local else []),
             ("model", f"{federation.task.model}, {size(plan.model.size)}"),
@@ -86,6 +86,14 @@ def planned(plan: "DryRun", *, as_json: bool) -> None:
         title=f"{federation.name}: what `fedctl launch` would do",
     )
     note("nothing was touched")
+
+
+def _rounds(plan: "DryRun") -> str:
+    schedule = plan.federation.schedule
+    if schedule.mode == "synchronous":
+        return f"{plan.federation.rounds}, with {plan.cohort} nodes each, of which {plan.quorum} must answer"
+    at_once = f"{schedule.concurrency} nodes train" if schedule.concurrency else "all nodes train"
+    return f"{plan.federation.rounds}, each of the first {plan.cohort} updates; {at_once} at a time"
 
 
 def _environments(plan: "DryRun") -> Iterator[str]:

@@ -57,7 +57,8 @@ def _sentence(event: Event, state: RunState) -> str:
         case ModelInitialized():
             return f"the first model is built ({size(event.model.size)})"
         case RoundOpened():
-            return f"round {event.round} opened with {counted(len(event.nodes), 'node')}"
+            others = f", and {counted(len(state.pending), 'node')} at work" if event.max_staleness else ""
+            return f"round {event.round} opened with {counted(len(event.nodes), 'node')}{others}"
         case RoundWidened():
             return f"round {event.round} asks more nodes: {', '.join(event.nodes)}"
         case TaskStarted():
@@ -78,7 +79,8 @@ def _sentence(event: Event, state: RunState) -> str:
             return f"round {event.round} is held with {updates}, for `fedctl aggregate {state.run} --commit`"
         case RoundAggregated():
             took = next((f" in {duration(r.seconds)}" for r in state.history if r.number == event.round), "")
-            return f"round {event.round} aggregated from {counted(len(event.contributors), 'node')}{took}"
+            what = f"aggregated from {counted(len(event.contributors), 'node')}"
+            return f"round {event.round} {what}{took}{_late(event, state)}"
         case RunFinished():
             return f"run finished in {clock(elapsed(state))}{_final(state)}"
         case RunFailed():
@@ -128,8 +130,17 @@ def _update(event: UpdateReceived, state: RunState) -> str:
     facts = [counted(event.examples, "example"), duration(event.seconds)]
     if state.metric in event.metrics:
         facts.append(f"{state.metric} {figure(state.metric, event.metrics[state.metric])}")
+    if event.task.kind == "train" and state.open and (late := state.open.number - event.task.round):
+        facts.append(f"{counted(late, 'model')} late")
     began = "; it began anew: what it had kept was gone" if event.fresh else ""
     return f"{what} ({', '.join(facts)}){began}"
+
+
+def _late(event: RoundAggregated, state: RunState) -> str:
+    """How late the latest of a round's updates was, where any may be."""
+    staleness = next((report.staleness for report in state.history if report.number == event.round), {})
+    latest = max(staleness.values(), default=0)
+    return f", the latest {counted(latest, 'model')} late" if latest else ""
 
 
 def _scores(event: ModelEvaluated, state: RunState) -> str:

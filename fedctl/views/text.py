@@ -61,7 +61,7 @@ def of_raw(number: int, raw: int) -> str:
     """What a codec has made of so many raw bytes: `1/18 of raw`, `83% of raw`; nothing where it is the same."""
     if number == raw or not number or not raw:
         return ""
-    return f"1/{raw / number:.0f} of raw" if raw >= 2 * number else f"{number / raw:.0%} of raw"
+    return f"1/{raw / number:.0f} of raw" if raw >= 10 * number else f"{number / raw:.0%} of raw"
 
 
 def clock(seconds: float) -> str:

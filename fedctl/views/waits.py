@@ -58,7 +58,10 @@ def _round_and_absent(report: StatusReport) -> tuple[int, Sequence[NodeStanding]
         is_between = report.model is not None and report.round < report.rounds
         is_ready = not any(node.state == "preparing" for node in report.nodes)
         return report.round + 1, away if is_between and is_ready else ()
-    missing = [node for node in report.nodes if node.name in opened.nodes and node.name not in opened.updates]
+    asked = {node.name for node in report.nodes} if opened.max_staleness else set(opened.nodes)
+    missing = [node for node in report.nodes if node.name in asked and node.name not in opened.updates]
+    if opened.max_staleness and any(node.state in ("training", "waiting") for node in missing):  # others fill it
+        return opened.round, ()
     if expected := [node for node in missing if node.awaited]:
         return opened.round, expected
     is_stuck = len(opened.updates) < opened.quorum and all(node.state in ("failed", "lost", "away") for node in missing)

@@ -13,14 +13,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.bench.aggregate import aggregate
+from tests.bench.buffered import buffered
 from tests.bench.chaos import chaos
+from tests.bench.codecs import codecs
 from tests.bench.cpu import cpu
 from tests.bench.dead_line import dead_line
 from tests.bench.digits import Workshop
+from tests.bench.diloco import diloco
 from tests.bench.exchange import exchange
 from tests.bench.far import far
 from tests.bench.hello import hello
 from tests.bench.idle import idle
+from tests.bench.learning import learning
 from tests.bench.many import many
 from tests.bench.measure import Row, machine, table
 from tests.bench.provisioning import provisioning
@@ -39,6 +43,8 @@ BENCHMARKS: Mapping[str, Callable[[Workshop], list[Row]]] = {
     "cpu": cpu,
     "aggregate": aggregate,
     "stream": stream,
+    "codecs": codecs,
+    "buffered": buffered,
     "many": many,
     "exchange": exchange,
     "far": far,
@@ -50,6 +56,8 @@ BENCHMARKS: Mapping[str, Callable[[Workshop], list[Row]]] = {
     "recover": recover,
     "resend": resend,
     "idle": idle,
+    "learning": learning,
+    "diloco": diloco,
 }
 RESULTS = Path(__file__).parent / "results"
 

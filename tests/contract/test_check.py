@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fedctl import bundle, rundir, transfer
+from fedctl import bundle, durable, transfer
 from fedctl.connection import Connection
 from fedctl.errors import NodeError
 from fedctl.federation import Federation, Node, TaskSpec
@@ -120,7 +120,7 @@ def bring(tmp_path, home):
         content = bundle.pack(Federation(name="toy", folder=folder, task=task, nodes=(Node(name="bob"),)))
         path = tmp_path / "bundle.tar"
         path.write_bytes(content)
-        blob = rundir.digest(path)
+        blob = durable.digest(path)
         transfer.put(agent, blob, path)
         agent.ask("unpack", digest=blob.digest)
         return blob.digest

@@ -165,6 +165,13 @@ def test_rounding_to_the_nearest_is_off_by_half_a_step(name, most):
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
+def test_no_level_is_above_the_last_however_the_largest_values_are_rounded(name):
+    values = values_of((8000, 1)).expand(-1, LEAST)
+    back = there_and_back(build({"name": name}), values)
+    assert torch.equal(back.sign(), values.sign())
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
 def test_levels_times_scales_is_one_multiplication_each(name):
     codec, values = build({"name": name}), values_of((3, LEAST))
     packed, scales = codec.encode(values, 5)
@@ -200,11 +207,13 @@ def test_topk_keeps_the_largest_and_loses_no_more_than_their_share(keep, count):
 
 
 @pytest.mark.parametrize("period", [1, 2, 3, 4, 5, 1000])
-def test_topk_is_not_misled_by_values_that_come_in_a_rhythm(period):
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_topk_is_not_misled_by_values_that_come_in_a_rhythm(period, factor):
     values = values_of((300_000,))
-    values[::period] *= 1e-3
-    kept = there_and_back(build({"name": "topk", "keep": 0.1}), values)
-    assert kept.norm() == pytest.approx(float(values.abs().topk(30_000).values.norm()), rel=1e-5)
+    values[::period] *= factor
+    back = there_and_back(build({"name": "topk", "keep": 0.1}), values)
+    assert len(back.nonzero()) == 30_000
+    assert torch.equal(back.abs().topk(30_000).values, values.abs().topk(30_000).values)
 
 
 def test_topk_takes_the_first_of_equal_ones():
@@ -243,7 +252,7 @@ def test_randk_brings_over_what_it_chose_as_it_was():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("size", [1e-20, 1.0, 1e15])
+@pytest.mark.parametrize("size", [1e-24, 1.0, 1e25])
 def test_powersgd_is_exact_for_a_matrix_of_its_rank(dtype, size):
     left, right = values_of((120, 3), dtype=dtype), values_of((3, 90), dtype=dtype, seed=4)
     values = (left @ right).view(120, 9, 10) / 1e-8 * size

@@ -160,7 +160,7 @@ def test_feddyn_leaves_statistics_to_the_mean():
     ends = {"w": torch.ones(2), "bn.running_var": torch.full((2,), 0.25)}
     outcome = build(Named(name="feddyn")).aggregate(start, [Contribution(name="n", weight=1, weights=ends)], {})
     assert outcome.model["bn.running_var"].tolist() == [0.25, 0.25]
-    assert outcome.memory.keys() == {"w/h", "steps"}
+    assert outcome.memory.keys() == {"w/h", "w/steps"}
 
 
 def test_a_node_without_controls_has_not_moved_its_own():
@@ -173,7 +173,7 @@ def test_a_node_without_controls_has_not_moved_its_own():
     assert again.memory["w"].tolist() == [0.5, 0.5]
 
 
-@pytest.mark.parametrize("memory", [{}, {"w/momentum_buffer": torch.ones(2), "steps": torch.tensor(3)}])
+@pytest.mark.parametrize("memory", [{}, {"w/momentum_buffer": torch.ones(2), "w/steps": torch.tensor(3)}])
 def test_updates_of_another_strategy_have_no_controls(memory):
     with pytest.raises(ModelError, match="scaffold needs the controls that its local rule sends") as error:
         build(Named(name="scaffold")).aggregate({}, [update(0, torch.ones(2))], memory)

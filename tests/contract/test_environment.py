@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from fedctl.durable import digest
 from fedctl.environment import Environment, Given
 from fedctl.errors import ConnectionLost, InstallError, NodeError
 from fedctl.host import Host, Work
 from fedctl.node.agent import is_held
 from fedctl.preparation import needs
-from fedctl.rundir import digest
 from fedctl.transports.local import LocalTransport
 from tests.unit.test_environment import packed
 

@@ -5,10 +5,10 @@ import torch
 
 from fedctl.arrival import Arrival
 from fedctl.codecs.pipeline import Pipeline
+from fedctl.durable import digest
 from fedctl.node.agent import Blobs
 from fedctl.node.trainers.parts import is_model_here
 from fedctl.records import DIFFERENCE, Task, TaskKey
-from fedctl.rundir import digest
 from fedctl.share import EVERYTHING
 from fedctl.weights import Weights, save
 from tests.contract.test_keeping import COMMON, code, do, first  # noqa: F401  (fixtures)

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedctl.durable import digest
 from fedctl.errors import ConfigError
 from fedctl.node import keep
 from fedctl.node.keep import Kept
 from fedctl.node.trainers.lightning import perform
 from fedctl.records import REST, Task, TaskKey
-from fedctl.rundir import digest
+from fedctl.share import Share
 from fedctl.weights import Weights, save
 
 CODE = """
@@ -65,7 +66,7 @@ class Rows(pl.LightningDataModule):
         return DataLoader(self.rows, batch_size=40)
 """
 COMMON = {"seed": 7, "model": "keeping_code.py:Net", "data": "keeping_code.py:Rows", "data_args": {}}
-HEADS = {"only": [], "except": ["head.*"]}
+HEADS = Share(kept=("head.*",)).to_json()
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
 
@@ -225,7 +226,7 @@ def test_fine_tuning_goes_on_from_the_nodes_own_tensors_and_leaves_a_checkpoint(
     [
         ({"finetune": {"lrr": 0.1}}, "unexpected keyword argument 'lrr'"),
         ({"finetune": {"wide": True}}, "they make a model of other tensors"),
-        ({"share": {"only": [], "except": ["twin"]}, "model_args": {"tied": True}}, "are one tensor"),
+        ({"share": Share(kept=("twin",)).to_json(), "model_args": {"tied": True}}, "are one tensor"),
         ({"local": {"name": "phases", "phases": [{"train": ["haed.*"], "epochs": 1}]}}, "no parameter .* 'haed.*'"),
         ({"local": {"name": "moon", "features": "bdoy"}}, "the model has no submodule 'bdoy'"),
     ],
@@ -237,6 +238,6 @@ def test_what_does_not_fit_the_model_is_refused_before_anything_is_trained(do, f
 
 def test_tied_tensors_may_be_shared_by_both_names_or_none(do):
     for number, patterns in enumerate((["twin", "head.weight"], ["body.*"])):
-        share = {"only": [], "except": patterns}
+        share = Share(kept=tuple(patterns)).to_json()
         done = do(f"r0000/coordinator/i{number + 1}", trainer={}, share=share, model_args={"tied": True})
         assert done.error is None

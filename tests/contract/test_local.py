@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 
 from fedctl.actions import Perform
+from fedctl.durable import digest
 from fedctl.errors import ConfigError
 from fedctl.federation import Federation, Named, Node, TaskSpec
 from fedctl.jobs import task_of
@@ -15,7 +16,6 @@ from fedctl.node.trainers.code import load
 from fedctl.node.trainers.lightning import perform
 from fedctl.operations.algorithm import build_algorithm
 from fedctl.records import Result, Task, TaskKey
-from fedctl.rundir import digest
 from fedctl.strategies.mean import Mean
 from fedctl.weights import Weights
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fedctl.aggregation import aggregate_round
+from fedctl.durable import digest
 from fedctl.federation import Named
 from fedctl.node.trainers.lightning import perform
 from fedctl.records import MEMORY, Task, TaskKey
-from fedctl.rundir import digest
 from fedctl.soundness import check_update
 from fedctl.strategies import build
 from fedctl.weights import Weights, save

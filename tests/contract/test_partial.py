@@ -5,11 +5,11 @@ import time
 
 import pytest
 
+from fedctl.durable import digest
 from fedctl.errors import Declined
 from fedctl.federation import When
 from fedctl.node.trainers.lightning import perform
 from fedctl.records import Result, Task, TaskKey
-from fedctl.rundir import digest
 from fedctl.weights import Weights
 
 CODE = """

@@ -14,14 +14,14 @@ from pytorch_lightning.strategies import SingleDeviceStrategy, StrategyRegistry
 from torch.nn.functional import cosine_similarity, cross_entropy
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
+from fedctl.durable import digest
 from fedctl.errors import ConfigError
 from fedctl.node import keep
 from fedctl.node.rules import RULES, build, kind_of
 from fedctl.node.trainers.code import load
 from fedctl.node.trainers.lightning import perform
 from fedctl.records import MEMORY, REST, Task, TaskKey
-from fedctl.rundir import digest
-from fedctl.share import matches
+from fedctl.share import Share, matches
 from fedctl.strategies.options import from_options
 from fedctl.weights import Weights, save, split
 
@@ -404,7 +404,7 @@ def test_lightning_trains_on_another_device_and_brings_the_module_back_to_the_cp
 
 def test_tensors_that_stay_at_home_are_trained_as_without_a_rule(node):
     """Nobody else has them, so there is nothing to correct them by."""
-    one = node({"name": "scaffold"}, share={"only": [], "except": ["head.*"]})
+    one = node({"name": "scaffold"}, share=Share(kept=("head.*",)).to_json())
     start, own, memory = one.first, zeros(one.first), {}
     for _ in range(3):
         away = {name: memory.get(name, 0) - own[name] * (not matches(name, ["head.*"])) for name in own}
@@ -417,7 +417,7 @@ def test_tensors_that_stay_at_home_are_trained_as_without_a_rule(node):
 
 
 def test_feddyn_keeps_nothing_of_tensors_that_stay_at_home(node):
-    one = node({"name": "feddyn", "alpha": 3.0}, share={"only": [], "except": ["body.*"]})
+    one = node({"name": "feddyn", "alpha": 3.0}, share=Share(kept=("body.*",)).to_json())
     x = one.first
 
     def term(name, value):

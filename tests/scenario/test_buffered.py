@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedctl import rounds, rundir, staleness
+from fedctl import durable, rounds, staleness
 from fedctl.aggregation import aggregate_round
 from fedctl.events import NodeLost, RoundAggregated, RoundOpened, RoundWidened, TaskFailed, TaskStarted, UpdateReceived
 from fedctl.records import TaskKey
@@ -27,9 +27,9 @@ four = ("alice", "bob", "carol", "dave")
 FAST = {"alice": 1.0, "bob": 1.0, "carol": 2.0, "dave": 9.0}
 
 
-def a_scene(folder: Path, names=four, *, rounds: int = 6, buffer: int = 2, slow=FAST, jitter=None, **more) -> Scene:
+def a_scene(folder: Path, names=four, *, rounds: int = 6, buffer: int = 2, slow=FAST, jitter=None, look_s=0.05, **more) -> Scene:
     described = federation(*names, rounds=rounds, mode="buffered", buffer=buffer, **more)
-    made = Scene(folder, described, look_s=0.05, jitter=jitter)
+    made = Scene(folder, described, look_s=look_s, jitter=jitter)
     made.world.slow.update(slow)
     return made
 
@@ -219,14 +219,14 @@ def test_a_held_round_is_committed_and_late_ones_go_on(tmp_path):
     assert_honest(made, made.state)
 
 
-@pytest.mark.parametrize("nth", range(1, 40))
+@pytest.mark.parametrize("nth", range(1, 52))
 def test_dying_at_any_event_gives_the_same_models_where_one_trains_at_a_time(nth, tmp_path):
     """Who is asked follows from the seed and the journal: with one node at work, so does the order of the answers."""
     names = ("alice", "bob", "carol")
     calm = a_scene(tmp_path / "calm", names, rounds=3, buffer=2, concurrency=1, slow={}, strategy="fedavgm")
     made = a_scene(tmp_path / "hit", names, rounds=3, buffer=2, concurrency=1, slow={}, strategy="fedavgm")
     expected = calm.outcome(calm.go())
-    assert len(calm.events) < 45
+    assert len(calm.events) >= nth, "there is no such event"
     if made.dies(*([Killer(nth)] if nth % 2 else []), writer=dying(999 if nth % 2 else nth, 0.5)):
         made.go()
     assert made.outcome(made.state) == expected
@@ -238,16 +238,16 @@ def test_dying_at_any_event_gives_the_same_models_where_one_trains_at_a_time(nth
     jitter=st.integers(0, 2**16),
     buffer=st.integers(1, 4),
     concurrency=st.sampled_from([None, 2, 3]),
-    deadline_s=st.sampled_from([None, 3.0]),
+    deadline_s=st.sampled_from([None, 6.0]),
     max_staleness=st.sampled_from([1, 3, 20]),
 )
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 def test_whatever_befalls_a_buffered_run_it_can_be_made_again(
     deaths, jitter, buffer, concurrency, deadline_s, max_staleness
 ):
     with TemporaryDirectory() as folder:
         schedule = {"concurrency": concurrency, "deadline_s": deadline_s, "max_staleness": max_staleness, "quorum": 1}
-        made = a_scene(Path(folder) / "run", rounds=6, buffer=buffer, jitter=jitter, **schedule)
+        made = a_scene(Path(folder) / "run", rounds=6, buffer=buffer, jitter=jitter, look_s=0.2, **schedule)
         made.world.fail_at("bob", 1, 1)
         for way, nth, torn in deaths:
             if made.state.status == "finished":
@@ -255,7 +255,8 @@ def test_whatever_befalls_a_buffered_run_it_can_be_made_again(
             made.dies(*([Killer(nth)] if way == "sink" else []), writer=dying(nth if way == "journal" else 999, torn))
         if made.state.status != "finished":
             made.go()
-        assert made.state.status == "finished"
+        assert made.state.is_over, "finished, or short of its quorum where all were late"
+        assert made.state.status == "finished" or deadline_s
         assert_honest(made, made.state)
 
 
@@ -286,4 +287,4 @@ def test_nothing_is_started_twice_on_a_node_that_is_still_at_work(tmp_path):
     made.go()
     begun = [event.task for event in of_kind(made.events, TaskStarted) if event.task.kind == "train"]
     assert len(begun) == len(set(begun))
-    assert rundir.digest(made.run.model) == made.state.model
+    assert durable.digest(made.run.model) == made.state.model

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedctl import rundir, takeup
+from fedctl import durable, takeup
 from fedctl.errors import StateError
 from fedctl.events import Event, ModelInitialized, RoundOpened, UpdateLost, UpdateReceived
 from fedctl.journal import Journal
@@ -262,7 +262,7 @@ def test_a_first_model_that_is_journalled_is_published_for_good(tmp_path):
         assert made.dies(Watch(at_the_first_model))
     disk.lose()
     assert isinstance(made.events[-1], ModelInitialized)
-    assert rundir.digest(made.run.model) == made.state.model == rundir.digest(made.run.round_model(0))
+    assert durable.digest(made.run.model) == made.state.model == durable.digest(made.run.round_model(0))
     disk.close()
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from fedctl.coordinator import raise_if_failed
+from fedctl.durable import digest
 from fedctl.errors import ConfigError, RunError, StateError
 from fedctl.events import (
     ModelEvaluated,
@@ -24,7 +25,6 @@ from fedctl.federation import Named
 from fedctl.journal import Journal
 from fedctl.records import Result, TaskKey
 from fedctl.rounds import close_round
-from fedctl.rundir import digest
 from fedctl.strategies import build
 from fedctl.weights import Weights, read_file
 from tests.scenario.world import Killed, Scene, Watch, Work, federation, of_kind

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from fedctl import coordinator, journal, rundir, weights
+from fedctl import coordinator, durable, journal, rundir, weights
 from fedctl.coordinator import Coordinator
 from fedctl.errors import Declined, LoginError, NodeError, Unreachable
 from fedctl.events import Event, dump
@@ -101,7 +101,7 @@ class World:
     def _worked(self, task: Task, models: Mapping[str, Path]) -> Work:
         key = task.key
         for label, blob in task.models.items():
-            assert rundir.digest(models[label]) == blob, f"{key} was given another model than {label}"
+            assert durable.digest(models[label]) == blob, f"{key} was given another model than {label}"
         failure = self.failures.get((key.node, key.round, key.attempt))
         if key.node in self.always_failing:
             failure = ("the disk is full", True)
@@ -353,8 +353,8 @@ class Scene:
         return {
             "status": state.status,
             "model": state.model,
-            "published": rundir.digest(self.run.model),
-            "files": {str(path.relative_to(self.run.path)): rundir.digest(path) for path in models},
+            "published": durable.digest(self.run.model),
+            "files": {str(path.relative_to(self.run.path)): durable.digest(path) for path in models},
             "tasks": self.world.keys("initialize", "train", "alone", "compare"),
             "rounds": [
                 replace(r, opened_at=START, closed_at=START, answered_s={}, line_seconds={}, bytes=Traffic())

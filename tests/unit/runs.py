@@ -84,9 +84,9 @@ class Story:
     def lost(self, name: str, reason: str = "no route to host", **more: Any) -> None:
         self.tell(NodeLost, node=name, reason=reason, **more)
 
-    def built(self) -> None:
+    def built(self, forecast: Traffic | None = None) -> None:
         self.tell(TaskStarted, task=TaskKey(round=0, node=COORDINATOR, kind="initialize"))
-        self.tell(ModelInitialized, after=3, model=blob("0"))
+        self.tell(ModelInitialized, after=3, model=blob("0"), forecast=forecast)
 
     def opened(self, round: int, **more: Any) -> None:
         self.tell(RoundOpened, after=0.2, round=round, nodes=self.nodes, **more)
@@ -107,8 +107,7 @@ class Story:
             examples=600 + 137 * self.nodes.index(name),
             metrics={"train_loss": loss},
             seconds=after + 9.4,
-            bytes=traffic,
-            **more,
+            **{"bytes": traffic, **more},
         )
 
     def failed(

@@ -9,6 +9,7 @@ import pytest
 from fedctl.errors import ConfigError
 from fedctl.federation import Federation, Finetune, Monitor, Named, Node, Schedule, TaskSpec
 from fedctl.operations.algorithm import build_algorithm, strategy_of, told_of_nodes
+from fedctl.share import Share
 from fedctl.strategies import Outcome
 
 FEDERATION = Federation(
@@ -61,6 +62,54 @@ def test_a_quorum_cannot_mend_a_cohort_that_is_too_small():
     with pytest.raises(ConfigError, match="krum needs 5 updates, and a round may close with 4") as error:
         build_algorithm(with_strategy("krum", Schedule(cohort=4, quorum=1.0)))
     assert error.value.hint == "have a round ask 5 nodes or more, or lower `hostile`"
+
+
+def buffered(**fields) -> Schedule:
+    return Schedule(**{"mode": "buffered", "buffer": 5, **fields})
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedavgm", "diloco", "fedadam", "fednova", "median", "krum", "norm-clip"])
+def test_late_updates_go_to_any_strategy_that_takes_them_one_by_one(name):
+    build_algorithm(with_strategy(name, buffered(quorum=1.0)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("scaffold", {}, "keeps account with its nodes of what each did to the round's model"),
+        ("feddyn", {}, "keeps account with its nodes of what each did to the round's model"),
+        ("qfedavg", {}, "goes by what all nodes of a round think of its model"),
+        ("norm-clip", {"rule": "qfedavg"}, "goes by what all nodes of a round think of its model"),
+    ],
+)
+def test_a_strategy_that_needs_all_nodes_at_one_model_is_refused_where_updates_may_be_late(name, options, why):
+    with pytest.raises(ConfigError) as error:
+        build_algorithm(with_strategy(name, buffered(), **options))
+    assert str(error.value) == (
+        f"strategy: {name} {why}, and with `schedule: {{mode: buffered}}` nodes train different models"
+    )
+
+
+def test_a_buffer_has_to_be_as_large_as_the_strategy_needs():
+    with pytest.raises(ConfigError, match="bulyan needs 7 updates, and a round may close with 5") as error:
+        build_algorithm(with_strategy("bulyan", buffered(quorum=1.0)))
+    assert error.value.hint == "give `schedule: {buffer: 7}`, or lower `hostile`"
+    with pytest.raises(ConfigError, match="krum needs 5 updates, and a round may close with 4") as error:
+        build_algorithm(with_strategy("krum", buffered()))
+    assert error.value.hint == "give `schedule: {quorum: 5}`, or lower `hostile`"
+
+
+def test_a_function_of_staleness_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match="schedule/staleness: there is none called 'poly'"):
+        build_algorithm(with_strategy("fedavg", buffered(staleness=Named(name="poly"))))
+
+
+@pytest.mark.parametrize("share", [Share(every=(("head.*", 2),)), Share(fragments=2)])
+def test_updates_of_different_rounds_have_to_hold_the_same_tensors(share):
+    build_algorithm(replace(FEDERATION, share=share))
+    build_algorithm(replace(FEDERATION, share=Share(kept=("head.*",)), schedule=buffered()))
+    with pytest.raises(ConfigError, match="began in different rounds"):
+        build_algorithm(replace(FEDERATION, share=share, schedule=buffered()))
 
 
 def test_only_a_strategy_that_bears_hostile_nodes_is_advised_to_bear_fewer():

@@ -33,7 +33,7 @@ EXAMPLES = [
     events.NodeReady(at=AT, node="a", facts={"cpus": 2, "system": "Linux"}),
     events.NodeLost(at=AT, node="a", reason="ünreachable", passing=False),
     events.NodeDeclined(at=AT, node="a", reason="on battery", seconds=60.0),
-    events.ModelInitialized(at=AT, model=BLOB),
+    events.ModelInitialized(at=AT, model=BLOB, forecast=Traffic(sent=5, received=6, raw_sent=7, raw_received=8)),
     events.RoundOpened(at=AT, round=1, nodes=("a",), wanted=1, quorum=1),
     events.RoundWidened(at=AT, round=1, nodes=("b",)),
     events.TaskStarted(at=AT, task=KEY),

@@ -29,7 +29,8 @@ def test_the_json_has_the_keys_that_users_rely_on():
     assert set(value["history"][0]) >= ROUND_KEYS
     assert set(value["compare"][0]) == {"node", "alone", "federated", "alone_own", "federated_own"}
     assert value["model"] == {"digest": "0" * 64, "size": 1_240_000}
-    assert set(value["bytes"]) == {"sent", "received"}
+    assert set(value["bytes"]) == {"sent", "received", "raw_sent", "raw_received"}
+    assert value["forecast"] is None
 
 
 def test_the_json_of_a_run_that_has_only_begun():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedctl import rundir
+from fedctl import durable, rundir
 from fedctl.errors import StateError, UsageError
 from fedctl.rundir import RunDir
 
@@ -163,9 +163,9 @@ def test_removing_an_older_one_leaves_the_latest(tmp_path):
 def test_a_file_is_written_whole_and_named_by_its_content(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before")
-    blob = rundir.write_atomically(path, b"after")
+    blob = durable.write_atomically(path, b"after")
     assert path.read_bytes() == b"after"
-    assert blob == rundir.digest(path)
+    assert blob == durable.digest(path)
     assert blob.size == 5
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
@@ -174,10 +174,10 @@ def test_a_copy_is_whole_and_leaves_nothing_beside_it(tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(b"model")
     for _ in range(2):
-        rundir.copy_atomically(source, target)
+        durable.copy_atomically(source, target)
         assert target.read_bytes() == b"model"
         assert {each.name for each in tmp_path.iterdir()} == {"source", "target"}
-    rundir.write_atomically(source, b"newer")
+    durable.write_atomically(source, b"newer")
     assert target.read_bytes() == b"model", "a rename over the one name leaves the other's file"
 
 
@@ -188,7 +188,7 @@ def test_a_copy_goes_to_another_file_system_too(tmp_path):
     source = other / f"fedctl-test-{os.getpid()}"
     source.write_bytes(b"model")
     try:
-        rundir.copy_atomically(source, tmp_path / "target")
+        durable.copy_atomically(source, tmp_path / "target")
         assert (tmp_path / "target").read_bytes() == b"model"
     finally:
         source.unlink()

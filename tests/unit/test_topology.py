@@ -85,6 +85,9 @@ def with_nodes(*lines: str) -> str:
     return "\n".join([*SMALLEST.splitlines()[:5], *(f"  - {line}" for line in lines)])
 
 
+SPEEDS = "write it as `500kbit`, `2mbit`, `1.5mbit` or `1gbit`; a megabyte a second is 8mbit"
+
+
 def with_top(*lines: str) -> str:
     """The smallest file with these lines at its end, the first one being line 7."""
     return SMALLEST + "\n".join(lines)
@@ -138,6 +141,16 @@ def test_trainer_arguments_pass_and_one_epoch_is_the_default(read, line, trainer
         ("schedule: {patience: 1h}", Schedule(patience_s=3600)),
         ("schedule: {patience: null}", Schedule(patience_s=None)),
         ("schedule: {overprovision: 1}", Schedule(overprovision=1.0)),
+        ("schedule: {mode: synchronous, cohort: 1}", Schedule(cohort=1)),
+        ("schedule: {mode: buffered, buffer: 1}", Schedule(mode="buffered", buffer=1)),
+        (
+            "schedule: {mode: buffered, buffer: 1, concurrency: 9, staleness: constant, max_staleness: 3}",
+            Schedule(mode="buffered", buffer=1, concurrency=9, staleness=Named(name="constant"), max_staleness=3),
+        ),
+        (
+            "schedule: {mode: buffered, buffer: 1, staleness: {name: hinge, b: 2}}",
+            Schedule(mode="buffered", buffer=1, staleness=Named(name="hinge", options={"b": 2})),
+        ),
     ],
 )
 def test_schedules(read, line, schedule):
@@ -271,7 +284,8 @@ def test_nodes_take_defaults_and_data_is_merged(read):
 def test_every_field_of_a_node(read):
     entry = (
         "{name: a, host: h, user: u, port: 1, key: /my key, jump: j, python: p, accelerator: gpu, "
-        "devices: 2, slots: 3, threads: 4, data: {x: [1, {y: null}]}}"
+        "devices: 2, slots: 3, threads: 4, bandwidth: 2mbit, uplink: 1.5 mbit, downlink: 1gbit, "
+        "data: {x: [1, {y: null}]}}"
     )
     assert read(with_nodes(entry)).nodes == (
         Node(
@@ -286,6 +300,9 @@ def test_every_field_of_a_node(read):
             devices=2,
             slots=3,
             threads=4,
+            bandwidth_bps=2e6,
+            uplink_bps=1.5e6,
+            downlink_bps=1e9,
             data={"x": [1, {"y": None}]},
         ),
     )
@@ -418,6 +435,45 @@ NAME = "should be at most 64 letters, digits, dots, `_` or `-`, beginning with a
         ("schedule: {quorum: 80%}", f'schedule/quorum: {SHARE} "80%"'),
         ("schedule: {cohort: 2}", "schedule/cohort: asks for 2 nodes of 1"),
         ("schedule: {quorum: 2}", "schedule/quorum: asks for 2 updates of a cohort of 1"),
+        ("schedule: {mode: async}", 'schedule/mode: should be synchronous or buffered, not "async"'),
+        ("schedule: {mode: buffered}", "schedule/buffer: missing for `mode: buffered`"),
+        ("schedule: {mode: buffered, buffer: 0}", "schedule/buffer: should be at least 1, not 0"),
+        (
+            "schedule: {mode: buffered, buffer: 2}",
+            "schedule/buffer: asks for updates of 2 nodes of 1, and each gives a model one",
+        ),
+        (
+            "schedule: {mode: buffered, buffer: 1, quorum: 2}",
+            "schedule/quorum: asks for 2 updates of a buffer of 1",
+        ),
+        (
+            "schedule: {mode: buffered, buffer: 1, cohort: 1}",
+            "schedule/cohort: does not go with `mode: buffered`, where nodes train on from model to model",
+        ),
+        (
+            "schedule: {mode: buffered, buffer: 1, overprovision: 2}",
+            "schedule/overprovision: does not go with `mode: buffered`, where nodes train on from model to model",
+        ),
+        ("schedule: {buffer: 1}", "schedule/buffer: belongs to `mode: buffered`"),
+        ("schedule: {concurrency: 1}", "schedule/concurrency: belongs to `mode: buffered`"),
+        ("schedule: {staleness: hinge}", "schedule/staleness: belongs to `mode: buffered`"),
+        ("schedule: {max_staleness: 1}", "schedule/max_staleness: belongs to `mode: buffered`"),
+        (
+            "schedule: {mode: buffered, buffer: 1, concurrency: 0}",
+            "schedule/concurrency: should be at least 1, not 0",
+        ),
+        (
+            "schedule: {mode: buffered, buffer: 1, max_staleness: 0}",
+            "schedule/max_staleness: should be at least 1, not 0",
+        ),
+        (
+            "schedule: {mode: buffered, buffer: 1, staleness: 3}",
+            "schedule/staleness: should be a name, or a mapping with a name and options, not 3",
+        ),
+        (
+            "schedule: {mode: buffered, buffer: 1, staleness: {exponent: 1}}",
+            "schedule/staleness: should have the name of a function of staleness, not empty",
+        ),
         ("schedule: {deadline: 0}", "schedule/deadline: should be a duration above 0, not 0"),
         ("schedule: {deadline: 0m}", 'schedule/deadline: should be a duration above 0, not "0m"'),
         ("schedule: {deadline: -5}", "schedule/deadline: should be a duration above 0, not -5"),
@@ -502,6 +558,10 @@ def test_names_that_yaml_does_not_read_as_text(assert_error, value, message, hin
         ("{name: a, devices: 0}", "devices: should be auto or a whole number from 1, not 0", None),
         ("{name: a, devices: on}", "devices: should be auto or a whole number from 1, not true", None),
         ("{name: a, slots: 0}", "slots: should be at least 1, not 0", None),
+        ("{name: a, bandwidth: 2000000}", "bandwidth: should be bits a second with their unit, not 2000000", SPEEDS),
+        ("{name: a, bandwidth: 2Mbit/s}", 'bandwidth: should be bits a second with their unit, not "2Mbit/s"', SPEEDS),
+        ("{name: a, uplink: 2MB}", 'uplink: should be bits a second with their unit, not "2MB"', SPEEDS),
+        ("{name: a, downlink: 0mbit}", 'downlink: should be at least 16kbit, not "0mbit"', ...),
         ("{name: a, threads: -1}", "threads: should be at least 0, not -1", None),
         (
             "{name: a, when: {}}",

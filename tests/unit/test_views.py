@@ -22,19 +22,23 @@ from fedctl.events import (
     RunFinished,
     UpdateLost,
 )
+from fedctl.forecast import Forecast, LineForecast
 from fedctl.records import Progress, TaskKey
 from fedctl.report import report
 from fedctl.state import RunState, apply
 from fedctl.telemetry import Preparing
+from fedctl.traffic import Traffic
 from fedctl.views import open_sink, results, show
-from fedctl.views.canvas import bar, plot
+from fedctl.views.canvas import Drawing, bar, plot
 from fedctl.views.closing import closing_lines
 from fedctl.views.dashboard import dashboard
+from fedctl.views.forecasting import forecast_pairs
 from fedctl.views.lines import LinesSink
 from fedctl.views.live import LiveSink
 from fedctl.views.personal import personal_lines
 from fedctl.views.sentence import is_routine, sentence
-from fedctl.views.text import change, clock, duration, figure, plain, roughly, size
+from fedctl.views.standing import status_lines
+from fedctl.views.text import change, clock, duration, figure, of_raw, plain, roughly, size
 from fedctl.views.verdict import personal_verdict, verdict
 from tests.unit.runs import NAMES, Story, blob, finished, mid_round, preparing
 
@@ -275,6 +279,100 @@ def test_of_many_stragglers_a_few_are_named_and_their_rows_come_first():
     assert " ".join(lines[told : told + 2]).startswith(
         "waiting for site-02 (compute), site-03 (compute), site-40 (compute) and 9 others: "
     )
+
+
+# --- what the lines carry ------------------------------------------------------------------------------------------
+
+
+def coded(forecast=None):
+    """A round of two nodes, whose updates a codec made 18 times smaller."""
+    story = Story("alice", "bob")
+    story.ready()
+    story.built(forecast)
+    story.opened(1)
+    for name in story.nodes:
+        story.started(1, name)
+        story.trained(
+            1, name, bytes=Traffic(sent=1_000_000, received=100_000, raw_sent=1_200_000, raw_received=1_800_000)
+        )
+    return story
+
+
+def test_bytes_without_a_codec_and_without_a_forecast_are_said_as_they_are():
+    assert "of raw" not in (text := drawn(mid_round(), 120))
+    assert "forecast" not in text
+    assert "of raw" not in (status := status_of(mid_round()))
+    assert "forecast" not in status
+
+
+def test_what_codecs_save_is_said_where_they_do():
+    text, status = drawn(coded(), 120), status_of(coded())
+    assert "↑ 2.0 MB, 83% of raw · ↓ 200 kB, 1/18 of raw" in text
+    assert "↑ 2.0 MB, 83% of raw · ↓ 200 kB, 1/18 of raw" in status
+    for drawing in (text, status):
+        assert "of raw" in next(line for line in drawing.splitlines() if "state" in line)
+        assert "1.0 MB" in (row := next(line for line in drawing.splitlines() if "alice " in line))
+        assert " 37% " in row
+
+
+def test_the_forecast_stands_beside_what_came():
+    forecast = Traffic(sent=66_000_000, received=12_300_000)
+    text, status = drawn(coded(forecast), 120), status_of(coded(forecast))
+    assert "1/18 of raw · forecast for the whole run: ↑ 66 MB ↓ 12 MB" in text
+    assert "\nforecast for the whole run: ↑ 66 MB ↓ 12 MB\n" in status
+    done = coded(forecast)
+    done.tell(RunFinished)
+    assert "\nforecast: ↑ 66 MB ↓ 12 MB\n" in status_of(done)
+    assert report(done.state, alive=False).to_json()["forecast"]["sent"] == 66_000_000
+
+
+def status_of(story):
+    console = Console(file=io.StringIO(), width=120, force_terminal=False, _environ={})
+    console.print(Drawing(lambda width: status_lines(report(story.state, alive=False), width)))
+    return console.file.getvalue()
+
+
+def planned_lines(forecast):
+    return [f"{label}: {value}" for label, value in forecast_pairs(forecast)]
+
+
+def test_a_dry_run_says_what_each_line_would_carry_the_slowest_first():
+    one = LineForecast(
+        nodes=("alice",),
+        round=Traffic(sent=10**6, received=10**5, raw_received=18 * 10**5),
+        run=Traffic(sent=4 * 10**6, received=3 * 10**5),
+        line_s=None,
+    )
+    slow = dataclasses.replace(one, nodes=("bob", "carol"), line_s=4000.0)
+    total = Forecast(lines=(one, slow), round=one.round + slow.round, run=one.run + slow.run, line_s=4000.0)
+    assert planned_lines(total) == [
+        "a round: 2.0 MB to the nodes, 200 kB (1/18 of raw) back",
+        "the run: 8.0 MB to the nodes, 600 kB back; at least 1h 06m on the line",
+        (
+            "bob and 1 more: 1.0 MB to it, 100 kB (1/18 of raw) back a round; 4.0 MB and 300 kB in the run; "
+            "at least 1h 06m on the line"
+        ),
+        "alice: 1.0 MB to it, 100 kB (1/18 of raw) back a round; 4.0 MB and 300 kB in the run",
+    ]
+    alone = dataclasses.replace(total, lines=(one,), line_s=None)
+    assert len(planned_lines(alone)) == 2
+    many = dataclasses.replace(total, lines=(one,) * 50)
+    assert planned_lines(many)[-1] == ": and 42 more lines"
+
+
+@pytest.mark.parametrize(
+    ("number", "raw", "said"),
+    [
+        (5, 5, ""),
+        (0, 10, ""),
+        (10, 180, "1/18 of raw"),
+        (10, 20, "50% of raw"),
+        (83, 100, "83% of raw"),
+        (11, 10, "110% of raw"),
+    ],
+)
+def test_what_codecs_make_of_bytes_is_said_with_sense(number, raw, said):
+    assert of_raw(number, raw) == said
 
 
 def waiting_for_bob(**patience):

@@ -85,6 +85,7 @@ def check_parts(model: Any, task: Task) -> None:
     share = share_of(task)
     if named := [name for name in model.state_dict() if BESIDE in name]:
         raise ConfigError(f"task.model: a tensor cannot be called `{named[0]}`: `{BESIDE}` divides names of files")
+    parts = share.parts({name: spec.size for name, spec in spec_of(model.state_dict()).items() if share.covers(name)})
     owners: dict[Any, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         first = owners.setdefault((tensor.data_ptr(), tensor.shape) if tensor.numel() else name, name)
@@ -92,6 +93,8 @@ def check_parts(model: Any, task: Task) -> None:
             raise ConfigError(f"share: `{first}` and `{name}` are one tensor, and one of them alone is shared")
         if share.period(first) != share.period(name):
             raise ConfigError(f"share: `{first}` and `{name}` are one tensor, and `every` has them travel apart")
+        if parts.get(first) != parts.get(name):
+            raise ConfigError(f"strategy: `{first}` and `{name}` are one tensor, and `fragments` has them travel apart")
     if task.finetune:
         other = load(task.model)(**{**task.model_args, **task.finetune})
         if spec_of(other.state_dict()) != spec_of(model.state_dict()):

@@ -13,19 +13,20 @@ import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from tests.bench.measure import Row, machine, run, table
+from tests.bench.peers import ours, theirs
 from tests.bench.peers.course import figures
 from tests.bench.peers.images import TESTED, accuracy, write
 from tests.bench.peers.stage import apart, staged
 from tests.bench.peers.telling import rows, side_by_side
-from tests.bench.peers.theirs import BIN, SWITCHED_OFF
 
 NODES = 4
 RESULTS = Path(__file__).parents[1] / "results"
 PLAIN = "none"
-CODECS = (PLAIN,)
+CODECS = (PLAIN, "{up: [delta, topk: {keep: 0.3}, int4, zstd], down: [delta, int4, zstd]}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     before, at = machine(), datetime.now(UTC)
     found: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
-    version = run([str(BIN / "python"), "-c", "import flwr, torch; print(flwr.__version__)"]).strip()
-    run([sys.executable, "-c", "import torch, pytorch_lightning"])  # both sides' files are in memory now
-    flower, codecs = f"Flower {version}", {f"fedctl, codec {codec}": codec for codec in arguments.codec or CODECS}
+    version = run([str(theirs.BIN / "python"), "-c", "import flwr, torch; print(flwr.__version__)"]).strip()
+    run([str(ours.BIN / "python"), "-c", "import torch, pytorch_lightning"])  # both sides' files are in memory now
+    flower, codecs = f"Flower {version}", named(arguments.codec or CODECS)
     folder = Path(tempfile.mkdtemp(prefix="fedctl-peers-"))
     images = folder / "images.npz"
     shares = write(images, NODES)
@@ -56,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in found:
             judged += rows(name, found[name], found.get(flower), is_coded=codec != PLAIN)
     notes = [
-        f"{NODES} nodes with {', '.join(map(str, shares))} images of MNIST, {TESTED} for the test, 206,922 parameters; "
-        f"{arguments.rounds} rounds of one epoch; a thread a node",
-        f"switched off in Flower: {SWITCHED_OFF}",
+        f"{NODES} nodes with {shares} images of MNIST, {TESTED} for the test; {arguments.rounds} rounds of one epoch",
+        f"switched off in Flower: {theirs.SWITCHED_OFF}",
+        *(f"{name}: {codec}" for name, codec in codecs.items() if codec != PLAIN),
         "between machines: what relays before the nodes carried, both ways; loopback in all: "
         + ("that of a network of the run's own" if apart() else "that of the whole machine, whoever else uses it"),
     ]
@@ -77,6 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     path.write_text(json.dumps(document, indent=1) + "\n")
     print(f"{after['cpus']} cpus, load {before['load']} before and {after['load']} after; written to {path}")
     return 1 if failed else 0
+
+
+def named(codecs: Sequence[str]) -> dict[str, str]:
+    """Short names of runs of fedctl, and their codecs."""
+    letters = iter(ascii_lowercase)
+    return {"fedctl" if codec == PLAIN else f"fedctl, codec {next(letters)}": codec for codec in codecs}
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

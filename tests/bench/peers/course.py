@@ -92,10 +92,17 @@ def figures(seen: Seen, *, cpu_s: float) -> dict[str, Any]:
         "from_nodes_bytes_a_round": carried["from_nodes"],
         "line_bytes": samples[-1].to_nodes + samples[-1].from_nodes,
         "lo_bytes_a_round": carried["lo"] - line,
-        "coordinator_rss": max(each.rss.get(COORDINATOR, 0) for each in samples),
-        "node_rss": max(size for each in samples for who, size in each.rss.items() if who != COORDINATOR),
-        "all_rss": max(sum(each.rss.values()) for each in samples),
-        "all_pss": max(sum(each.pss.values()) for each in samples),
+        **{f"{who}_rss": peak for who, peak in _peaks([each.rss for each in samples]).items()},
+        **{f"{who}_pss": peak for who, peak in _peaks([each.pss for each in samples]).items()},
+    }
+
+
+def _peaks(looks: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """The most memory of the coordinator, of the largest node, and of all together."""
+    return {
+        "coordinator": max(look.get(COORDINATOR, 0) for look in looks),
+        "node": max(size for look in looks for who, size in look.items() if who != COORDINATOR),
+        "all": max(sum(look.values()) for look in looks),
     }
 
 

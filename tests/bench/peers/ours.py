@@ -3,19 +3,20 @@
 import json
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from fedctl.events import RoundAggregated, RoundOpened, UpdateReceived
 from tests.bed import LoopbackBed
 from tests.bench.digits import journal
-from tests.bench.measure import FEDCTL
+from tests.bench.measure import ROOT
 from tests.bench.peers.course import Course, Seen
 from tests.bench.peers.watch import Watch
 from tests.bench.servers import OPEN_TO_MANY, environment
 
 HERE = Path(__file__).parent
+BIN = ROOT / ".venv" / "bare" / "bin"
+"""fedctl without extras, for the coordinator and the nodes."""
 
 
 def fedctl(folder: Path, images: Path, *, nodes: int, rounds: int, codec: str) -> Seen:
@@ -31,7 +32,7 @@ def fedctl(folder: Path, images: Path, *, nodes: int, rounds: int, codec: str) -
         watch.marks |= {server.mark.encode(): server.name for server in servers}
         with watch:
             began = time.time()
-            argv = [*FEDCTL, "launch", "--run", "bench", "--set", f"codec={codec}"]
+            argv = [str(BIN / "fedctl"), "launch", "--run", "bench", "--set", f"codec={codec}"]
             with (folder / "said").open("w") as said:
                 subprocess.run(argv, cwd=folder, env=environment(bed), stdout=said, stderr=said, check=True)
             ended = time.time()
@@ -57,7 +58,7 @@ def fed_yaml(names: list[str], images: Path, *, rounds: int) -> str:
             "rounds": rounds,
             "task": {"model": "model.py:Mnist", "data": "data.py:Images", "data_args": {"file": str(images)}},
             "schedule": {"quorum": 1.0},
-            "defaults": {"accelerator": "cpu", "threads": 1, "python": sys.executable},
+            "defaults": {"accelerator": "cpu", "threads": 1, "python": str(BIN / "python")},
             "nodes": [{"name": name, "host": name, "data": {"site": site}} for site, name in enumerate(names)],
         }
     )

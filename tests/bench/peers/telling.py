@@ -18,7 +18,9 @@ MEASURES: Sequence[tuple[str, str, float, str]] = (
     ("loopback in all, a round", "lo_bytes_a_round", MB, "MB"),
     ("between machines, whole run", "line_bytes", MB, "MB"),
     ("coordinator's memory, peak RSS", "coordinator_rss", MB, "MB"),
+    ("coordinator's memory, peak PSS", "coordinator_pss", MB, "MB"),
     ("a node's memory, peak RSS", "node_rss", MB, "MB"),
+    ("a node's memory, peak PSS", "node_pss", MB, "MB"),
     ("all memory, peak RSS", "all_rss", MB, "MB"),
     ("all memory, peak PSS", "all_pss", MB, "MB"),
     ("accuracy of the last model", "accuracy", 1, ""),
@@ -89,7 +91,7 @@ def rows(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any] | None, *
         *alone,
         times("round_s", "s", 1, 10),
         times("lo_bytes_a_round", "MB", MB, 15 if is_coded else 2.5),
-        times("line_bytes_a_round", "MB", MB, None),
+        times("line_bytes_a_round", "MB", MB, 15 if is_coded else None),
         Row(
             name=f"{name}: accuracy above Flower's",
             value=100 * (ours["accuracy"] - theirs["accuracy"]),

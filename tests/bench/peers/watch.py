@@ -13,8 +13,8 @@ from tests.bed.relay import Relay
 from tests.bench.peers.course import COORDINATOR, Sample
 
 EACH_S = 0.2
-PSS_EACH = 5
-"""Adding up shared pages takes milliseconds a process, so it is done at every so many looks."""
+PSS_EACH = 15
+"""Adding up shared pages takes milliseconds a process, so it is done at one of so many looks."""
 
 
 class Watch:
