@@ -47,7 +47,8 @@ class NodeStanding:
     `personal` are those of its personal model, empty where none has been scored. `has_log` says whether its own log
     tells why it failed. `partial_steps` are those of its update of the open round, where that holds what was done when
     time was over, and `pending` is the round whose training it goes on with though that is closed. A node that is lost
-    or away is looked for again in `again_s` seconds; if `awaited`, the run waits for it, for `patience_s` seconds more (None: for ever).
+    or away is looked for again in `again_s` seconds; if `awaited`, the run waits for it, for `patience_s` seconds more
+    (None: for ever).
     """
 
     name: str

@@ -115,9 +115,7 @@ class Outgoing:
         """Each part by its name in the file; those of what is narrowed are small, and are made at once."""
         spec = spec_of(self.tensors)
         layouts = {name: self.pipeline.layout(name, spec[name], has_base=name in self.base) for name in sent}
-        single = {
-            name: layout[0] for name, layout in layouts.items() if not self.pipeline.is_narrowed(name, spec[name])
-        }
+        exact = [name for name in layouts if not self.pipeline.is_narrowed(name, spec[name])]
         narrow = {
             _part_name(name, number, len(layout)): one
             for name, layout in layouts.items()

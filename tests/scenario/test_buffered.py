@@ -27,7 +27,9 @@ four = ("alice", "bob", "carol", "dave")
 FAST = {"alice": 1.0, "bob": 1.0, "carol": 2.0, "dave": 9.0}
 
 
-def a_scene(folder: Path, names=four, *, rounds: int = 6, buffer: int = 2, slow=FAST, jitter=None, look_s=0.05, **more) -> Scene:
+def a_scene(
+    folder: Path, names=four, *, rounds: int = 6, buffer: int = 2, slow=FAST, jitter=None, look_s=0.05, **more
+) -> Scene:
     described = federation(*names, rounds=rounds, mode="buffered", buffer=buffer, **more)
     made = Scene(folder, described, look_s=look_s, jitter=jitter)
     made.world.slow.update(slow)
