@@ -93,13 +93,13 @@ class Finetune:
 class Schedule:
     """When a round closes.
 
-    In `mode` synchronous, `cohort` and `quorum` are a share (a float in (0, 1]) or a number of nodes (an int); the quorum is of the cohort.
-    `overprovision` times the cohort is asked, and the first updates of a cohort's number are taken. `deadline_s` is
-    None where a round may take as long as it takes; with `partial`, a node hands in what it has done shortly before.
-    `attempts` counts the first one; `patience_s` is how long a node that went away is waited for (None: for ever).
-    In `mode` buffered, a round takes the first `buffer` updates, whichever model they began from, and the quorum is of
-    these. At most `concurrency` nodes train at a time (None: all), each until its own deadline. An update that is some
-    models behind counts by `staleness`, and not at all beyond `max_staleness`.
+    In `mode` synchronous, `cohort` and `quorum` are a share (a float in (0, 1]) or a number of nodes (an int); the
+    quorum is of the cohort. `overprovision` times the cohort is asked, and the first updates of a cohort's number are
+    taken. `deadline_s` is None where a round may take as long as it takes; with `partial`, a node hands in what it has
+    done shortly before. `attempts` counts the first one; `patience_s` is how long a node that went away is waited for
+    (None: for ever). In `mode` buffered, a round takes the first `buffer` updates, whichever model they began from, and
+    the quorum is of these. At most `concurrency` nodes train at a time (None: all), each until its own deadline. An
+    update that is some models behind counts by `staleness`, and not at all beyond `max_staleness`.
     """
 
     mode: Literal["synchronous", "buffered"] = "synchronous"

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from fedctl.events import Event, RoundAggregated, RoundOpened, UpdateReceived
+from fedctl.events import Event, RoundAggregated, UpdateReceived
 from fedctl.federation import Schedule
 from fedctl.weights import Weights
-from tests.bench.digits import Workshop, journal
+from tests.bench.digits import SLOWED, Workshop, journal
 from tests.bench.measure import Row, median, shown
 from tests.bench.simulated import Reached, Simulation
 
@@ -19,7 +19,7 @@ TARGET, SEEDS, SPREAD = 0.88, (0, 1, 2), 0.6
 SYNCHRONOUS = Schedule(cohort=20, quorum=1.0)
 BUFFERED = Schedule(mode="buffered", buffer=5, concurrency=20)
 
-NODES, FAST_S, SLOW_S = 6, 0.05, 0.25
+NODES, FAST_S, SLOW_S = 6, 0.1, 0.5
 """Nodes of this machine that sleep so long at every batch, the last of them longer."""
 ROUNDS: Mapping[str, int] = {"synchronous": 10, "buffered": 16}
 SCHEDULES: Mapping[str, Mapping[str, Any]] = {
@@ -27,22 +27,6 @@ SCHEDULES: Mapping[str, Mapping[str, Any]] = {
     "buffered": {"mode": "buffered", "buffer": NODES - 1},
 }
 GOOD = 0.9
-SLOW_DATA = """\
-import time
-
-from data import DigitsData
-
-
-class Slowed(DigitsData):
-    def __init__(self, *, batch_s, **arguments):
-        super().__init__(**arguments)
-        self.batch_s = batch_s
-
-    def on_before_batch_transfer(self, batch, _index):
-        if self.trainer.training:
-            time.sleep(self.batch_s)
-        return batch
-"""
 
 
 def buffered(workshop: Workshop) -> list[Row]:
@@ -101,13 +85,16 @@ def vars_of(reached: Reached) -> dict[str, float]:
 
 
 def _launched(workshop: Workshop, name: str) -> dict[str, Any]:
-    """A real run: the seconds from its first round's opening to its first good model, and those of a model."""
+    """A real run: the seconds to its first good model from when its first update is in, and those of a model.
+
+    By then the nodes' processes have loaded what they need.
+    """
     folder = workshop.folder(NODES, ROUNDS[name])
-    (folder / "slowed.py").write_text(SLOW_DATA)
+    (folder / "slowed.py").write_text(SLOWED)
     (folder / "fed.yaml").write_text(_fed_yaml(name))
     workshop.launch(folder)
     events = journal(folder)
-    began = next(event.at for event in events if isinstance(event, RoundOpened))
+    began = next(event.at for event in events if isinstance(event, UpdateReceived))
     closed = {event.round: (event.at - began).total_seconds() for event in events if isinstance(event, RoundAggregated)}
     curve = {number: _accuracy(folder, number) for number in closed}
     reached = next((number for number, value in curve.items() if value >= GOOD), None)

@@ -22,6 +22,23 @@ MODEL_ARGS: Mapping[str, Any] = {"lr": 0.05}
 DATA_ARGS: Mapping[str, Any] = {"sites": MOST_NODES, "alpha": 100, "seed": SEED, "batch_size": 32}
 TRAINER: Mapping[str, Any] = {"max_epochs": 2}
 THREADS = 1
+SLOWED = """\
+import time
+
+from data import DigitsData
+
+
+class Slowed(DigitsData):
+    def __init__(self, *, batch_s, **arguments):
+        super().__init__(**arguments)
+        self.batch_s = batch_s
+
+    def on_before_batch_transfer(self, batch, _index):
+        if self.trainer.training:
+            time.sleep(self.batch_s)
+        return batch
+"""
+"""The template's data on a node that sleeps for so many seconds at every batch that it trains on."""
 
 
 def fed_yaml(nodes: int, rounds: int) -> str:

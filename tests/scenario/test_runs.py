@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from fedctl import staleness
+from fedctl.codecs.pipeline import PLAIN
 from fedctl.coordinator import raise_if_failed
 from fedctl.durable import digest
 from fedctl.errors import ConfigError, RunError, StateError
@@ -25,6 +27,7 @@ from fedctl.federation import Named
 from fedctl.journal import Journal
 from fedctl.records import Result, TaskKey
 from fedctl.rounds import close_round
+from fedctl.share import EVERYTHING
 from fedctl.strategies import build
 from fedctl.weights import Weights, read_file
 from tests.scenario.world import Killed, Scene, Watch, Work, federation, of_kind
@@ -281,6 +284,9 @@ def close_by_hand(scene, named):
             state,
             contributors=tuple(state.open.updates),
             strategy=build(named),
+            staleness=staleness.build(scene.federation.schedule.staleness),
+            share=EVERYTHING,
+            down=PLAIN,
             model_args={},
             at=scene.world.clock,
         )

@@ -44,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name} ...", file=sys.stderr, flush=True)
         peer, options = ("fedctl", {"codec": codecs[name]}) if name in codecs else ("flower", {})
         try:
-            seen, cpu_s = staged(peer, folder / f"{number}", images, nodes=NODES, rounds=arguments.rounds, **options)
+            seen, spent = staged(peer, folder / f"{number}", images, nodes=NODES, rounds=arguments.rounds, **options)
         except Exception:  # one that fails takes nothing from the others
             failed[name] = traceback.format_exc()
             print(failed[name], file=sys.stderr)
         else:
-            found[name] = figures(seen, cpu_s=cpu_s) | {"accuracy": accuracy(Path(seen.course.model), images)}
+            found[name] = figures(seen, **spent) | {"accuracy": accuracy(Path(seen.course.model), images)}
     if not failed:
         shutil.rmtree(folder)
     judged: list[Row] = []

@@ -64,11 +64,11 @@ class Seen:
         )
 
 
-def figures(seen: Seen, *, cpu_s: float) -> dict[str, Any]:
-    """The figures of a run of three rounds or more, all whose processes took so many CPU seconds, the watching too.
+def figures(seen: Seen, *, cpu_s: float, elsewhere_s: float) -> dict[str, Any]:
+    """The figures of a run of three rounds or more, in which processes took so many CPU seconds, and others elsewhere.
 
-    Bytes a round are counted from the middle of the second round, when all train, to that of the last. What a relay
-    carries crosses the loopback twice: once of it is taken off.
+    The watching is among those seconds, and taken off. Bytes a round are counted from the middle of the second round,
+    when all train, to that of the last. What a relay carries crosses the loopback twice: once of it is taken off.
     """
     course, samples = seen.course, seen.samples
     (opened, first), *later = course.rounds
@@ -87,6 +87,8 @@ def figures(seen: Seen, *, cpu_s: float) -> dict[str, Any]:
         "whole_s": course.ended - course.began,
         "updates": course.updates,
         "cpu_s": cpu_s - seen.own_cpu_s,
+        "watching_cpu_s": seen.own_cpu_s,
+        "elsewhere_cores": elsewhere_s / (course.ended - course.began),
         "line_bytes_a_round": line,
         "to_nodes_bytes_a_round": carried["to_nodes"],
         "from_nodes_bytes_a_round": carried["from_nodes"],

@@ -23,9 +23,13 @@ PEERS: Mapping[str, Callable[..., Seen]] = {"fedctl": fedctl, "flower": flower}
 LONGEST_S = 2400.0
 
 
-def staged(peer: str, folder: Path, images: Path, **options: Any) -> tuple[Seen, float]:
-    """What was seen of a peer's run in a new folder, and the CPU seconds of all its processes, the watching too."""
+def staged(peer: str, folder: Path, images: Path, **options: Any) -> tuple[Seen, dict[str, float]]:
+    """What was seen of a peer's run in a new folder, and CPU seconds.
+
+    `cpu_s` are those of all its processes, the watching too, and `elsewhere_s` what the machine did beside.
+    """
     folder.mkdir()
+    before = busy_s(Path("/proc/stat").read_text())
     program = (sys.executable, "-m")
     stage = (*program, "tests.bench.peers.stage", peer, str(folder), str(images), json.dumps(options))
     done = subprocess.run(
@@ -39,7 +43,15 @@ def staged(peer: str, folder: Path, images: Path, **options: Any) -> tuple[Seen,
     )
     if done.returncode:
         raise RuntimeError(f"{peer} failed; its logs are in {folder}")
-    return Seen.read(folder / "seen.json"), json.loads(done.stdout.splitlines()[-1])["cpu_seconds"]
+    cpu_s = json.loads(done.stdout.splitlines()[-1])["cpu_seconds"]
+    elsewhere_s = busy_s(Path("/proc/stat").read_text()) - before - cpu_s
+    return Seen.read(folder / "seen.json"), {"cpu_s": cpu_s, "elsewhere_s": max(elsewhere_s, 0)}
+
+
+def busy_s(text: str) -> float:
+    """The seconds that all processors have worked, by /proc/stat: all its first columns but the idle and waiting."""
+    user, nice, system, _idle, _waiting, *interrupts = map(int, text.split()[1:8])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
 @cache

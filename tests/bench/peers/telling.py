@@ -13,6 +13,7 @@ MEASURES: Sequence[tuple[str, str, float, str]] = (
     ("run submitted to round 1", "submitted_to_round_1_s", 1, "s"),
     ("first command to last model", "whole_s", 1, "s"),
     ("CPU, all processes", "cpu_s", 1, "s"),
+    ("cores that other work took meanwhile", "elsewhere_cores", 1, ""),
     ("between machines, a round", "line_bytes_a_round", MB, "MB"),
     ("of it to nodes", "to_nodes_bytes_a_round", MB, "MB"),
     ("loopback in all, a round", "lo_bytes_a_round", MB, "MB"),
