@@ -242,7 +242,7 @@ class Coordinator:
                 threading.Thread(target=importlib.import_module, args=("fedctl.weights",), daemon=True).start()
             case UpdateReceived(task=key):
                 self._unreleased.append(key)
-            case TaskStarted(task=key) if key.kind == "train" and not self._is_wanted(key):
+            case TaskStarted(task=key) if key.kind == "train" and not self._state.is_training(key):
                 # It was on its way when its round was closed, or its time was over.
                 self._in_background(partial(self._hosts.of(key.node).cancel, key))
             case TaskFailed(task=key) if event.detail:
@@ -252,10 +252,6 @@ class Coordinator:
                 self._release()
             case _:
                 pass
-
-    def _is_wanted(self, key: TaskKey) -> bool:
-        begun = self._state.begun(key.node)
-        return begun is not None and begun[0] == key
 
     def _release(self) -> None:
         """Once a round, one request a machine: the round's updates are here, models before the last are history."""

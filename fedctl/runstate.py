@@ -258,6 +258,11 @@ class RunState:
             return (asked.key, asked.begun_at) if asked.begun_at else None
         return self.open.begun[name] if self.open and self.open.training(name) else None
 
+    def is_training(self, key: TaskKey) -> bool:
+        """Whether a node has begun this training, and it still counts and is not answered."""
+        begun = self.begun(key.node)
+        return begun is not None and begun[0] == key
+
     def left_over(self, node: NodeState) -> TaskKey | None:
         """What a node was seen to train for a round that was closed without it: that is still to be stopped."""
         task = node.task

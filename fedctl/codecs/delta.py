@@ -28,16 +28,16 @@ def bits_apart(values: Tensor, base: Tensor) -> Tensor:
     """The exact difference, as integers of the same width; both tensors are alike, of 1 to 8 bytes an element."""
     ours, theirs = _bits(values), _bits(base)
     apart = ours - theirs
-    return (apart << 1) ^ (apart >> (8 * apart.element_size() - 1))
+    sign = apart >> (8 * apart.element_size() - 1)
+    return apart.bitwise_left_shift_(1).bitwise_xor_(sign)
 
 
 def bits_joined(apart: Tensor, base: Tensor) -> Tensor:
     """The tensor whose exact difference to `base` this is; whatever the integers are, some tensor has it."""
-    import torch
-
     width = 8 * apart.element_size()
-    halved = (apart >> 1) & torch.tensor((1 << (width - 1)) - 1, dtype=apart.dtype)
-    return (_bits(base) + (halved ^ -(apart & 1))).view(base.dtype).view(base.shape)
+    found = (apart >> 1).bitwise_and_((1 << (width - 1)) - 1)
+    found.bitwise_xor_((apart & 1).neg_()).add_(_bits(base))
+    return found.view(base.dtype).view(base.shape)
 
 
 def _bits(values: Tensor) -> Tensor:

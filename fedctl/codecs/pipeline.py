@@ -61,7 +61,7 @@ class Pipeline:
         if "selection" in found and "difference" not in found:
             name = found["selection"][0]
             raise ConfigError(
-                f"codec: {name} leaves most of what it is given out, which of whole weights would be their end",
+                f"codec: {name} leaves out most of what it is given, and whole weights would not bear that",
                 hint=f"put `delta` before {name}",
             )
         names = {"difference": "delta", "bytes": "packing"}
@@ -115,8 +115,8 @@ class Pipeline:
         dtype = getattr(torch, self.wide(_spec_of(tensor)).dtype)
         found = tensor.detach().cpu().to(dtype)
         if base is not None:
-            found = found - base.to(dtype)
-        return found if residual is None else found + residual.to(dtype)
+            found = torch.sub(found, base.to(dtype), out=blank_like(found))
+        return found if residual is None else torch.add(found, residual.to(dtype), out=blank_like(found))
 
     def narrowed(self, target: Tensor, seed: int) -> tuple[Tensor, ...]:
         """The parts of a target."""
@@ -160,7 +160,7 @@ class Pipeline:
         if self.is_narrowed(name, spec):
             came = self.widened(parts, spec, seed)
             if self.delta and base is not None:
-                came = base.to(came.dtype) + came
+                came = torch.add(base.to(came.dtype), came, out=blank_like(came))
             return came.to(getattr(torch, spec.dtype)).view(spec.shape)
         if base is not None and self._is_subtracted(spec, has_base=True):
             return bits_joined(parts[0].reshape(-1), base)
@@ -194,6 +194,18 @@ def seed_of(seed: int, name: str) -> int:
 def seed_of_model(previous: Blob) -> int:
     """The seed of a model that travels as its difference to a `previous` one: both sides know that."""
     return int(previous.digest[:15], 16)
+
+
+def blank_like(tensor: Tensor) -> Tensor:
+    """Memory for a float32 or float64 result of that shape.
+
+    It is NumPy's, which has Linux back large arrays by large pages: the first touch of torch's own costs three times
+    what a subtraction does.
+    """
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.empty(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")))
 
 
 def is_statistic(name: str) -> bool:

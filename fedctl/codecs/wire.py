@@ -7,13 +7,14 @@ computed again where it is wanted, from the seed, and is not held meanwhile.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from fedctl.codecs.pipeline import Pipeline, is_statistic, seed_of
+from fedctl.codecs.pipeline import Pipeline, blank_like, is_statistic, seed_of
 from fedctl.codecs.zstd import Unpacking
 from fedctl.errors import ModelError
 from fedctl.header import TensorSpec
@@ -27,6 +28,7 @@ Spec = Mapping[str, TensorSpec]
 
 PACKED, BESIDE = "packed", "//"
 """The only tensor of a file that is one stream; and what stands between a tensor's name and the number of a part."""
+_RUN = 1 << 15  # elements: they stay in the cache, and torch handles them on one thread
 _BOTH = "beside"
 """The free text of a file that may have the tensors of `beside` too."""
 
@@ -45,6 +47,8 @@ class Outgoing:
     residual: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int = 0
     least: float = 0.0
+    _sent: dict[str, bool] = field(default_factory=dict, init=False, repr=False)
+    """Which of those that may stay here travel, as far as it was asked: to tell, whole tensors are read."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", part(self.tensors, self.tensors))  # what they are is looked up once
@@ -69,13 +73,16 @@ class Outgoing:
         return Lazy({name: self.pipeline.wide(one) for name, one in kept.items()}, self._lost)
 
     def _lost(self, name: str) -> Tensor:
+        import torch
+
         if not self._is_sent(name):
             return self.pipeline.change(self.tensors[name], self.base[name], self.residual.get(name))
         target, spec = self._target(name), spec_of(self.tensors)[name]
         if not self.pipeline.is_narrowed(name, spec):
             return target.new_zeros(target.shape)
         seed = seed_of(self.seed, name)
-        return target - self.pipeline.widened(self.pipeline.narrowed(target, seed), spec, seed).view(target.shape)
+        came = self.pipeline.widened(self.pipeline.narrowed(target, seed), spec, seed).view(target.shape)
+        return torch.sub(target, came, out=blank_like(target))
 
     def _target(self, name: str) -> Tensor:
         return self.pipeline.target(self.tensors[name], self.base.get(name), self.residual.get(name))
@@ -88,10 +95,12 @@ class Outgoing:
     def _is_sent(self, name: str) -> bool:
         if not self._may_wait(name):
             return True
-        base = self.base[name].double()
-        change = self.pipeline.change(self.tensors[name], self.base[name], self.residual.get(name)).double()
-        # What is not finite goes, and is refused there.
-        return not float(change.norm()) < self.least * float(base.norm())
+        if name not in self._sent:
+            base = self.base[name]
+            change = self.pipeline.change(self.tensors[name], base, self.residual.get(name))
+            # What is not finite goes, and is refused there.
+            self._sent[name] = not _norm(change) < self.least * _norm(base)
+        return self._sent[name]
 
     def _encoded(self, name: str) -> Sequence[Tensor]:
         spec = spec_of(self.tensors)[name]
@@ -216,6 +225,14 @@ class _Stream:
         if not self._left:
             self._stream.finish()
         return parts
+
+
+def _norm(tensor: Tensor) -> float:
+    """In double precision, of some values at a time."""
+    import torch
+
+    runs = torch.split(tensor.detach().cpu().reshape(-1), _RUN)
+    return math.hypot(*(float(torch.linalg.vector_norm(run, dtype=torch.float64)) for run in runs))
 
 
 @contextmanager

@@ -32,6 +32,7 @@ SET_BY_FEDCTL = {
 _REFERENCE = re.compile(r"(?P<file>[^:\\]+\.py):(?P<member>[^:]+)")
 _DURATION = re.compile("".join(rf"(?:([0-9]+(?:\.[0-9]+)?){unit})?" for unit in "dhms"))
 _UNIT_S = (86_400, 3_600, 60, 1)
+_WAYS = ("up", "down")
 
 
 def refusal(text: str, hint: str | None = None) -> PydanticCustomError:
@@ -156,7 +157,12 @@ def _named(value: Any, what: str, hint: str) -> Named:
 
 
 def _codecs(value: Any) -> Codecs:
-    ways = value if isinstance(value, dict) and value and value.keys() <= {"up", "down"} else {"up": value}
+    ways = value if isinstance(value, dict) and not value.keys().isdisjoint(_WAYS) else {"up": value}
+    if strange := [str(key) for key in ways if key not in _WAYS]:
+        near = nearest(strange[0], _WAYS)
+        raise refusal(
+            f"{strange[0]}: unknown key", f"did you mean `{near}`?" if near else "updates go `up`, models `down`"
+        )
     return Codecs(**{way: _pipeline(many) for way, many in ways.items()})
 
 
@@ -178,6 +184,8 @@ def _codec(value: Any) -> Named:
             raise refusal(
                 f"should have the options of {name} as a mapping, not {describe(options)}", "such as topk: {keep: 0.01}"
             )
+        case dict() if "name" not in value:
+            raise refusal("names several codecs in one mapping", "write a list, as [delta, topk: {keep: 0.01}, int8]")
         case dict() | str():
             return _named(value, "codec", "such as {topk: {keep: 0.01}}")
         case _:

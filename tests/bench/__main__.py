@@ -22,6 +22,7 @@ from tests.bench.digits import Workshop
 from tests.bench.diloco import diloco
 from tests.bench.exchange import exchange
 from tests.bench.far import far
+from tests.bench.goal import goal
 from tests.bench.hello import hello
 from tests.bench.idle import idle
 from tests.bench.learning import learning
@@ -57,6 +58,7 @@ BENCHMARKS: Mapping[str, Callable[[Workshop], list[Row]]] = {
     "resend": resend,
     "idle": idle,
     "learning": learning,
+    "goal": goal,
     "diloco": diloco,
 }
 RESULTS = Path(__file__).parent / "results"

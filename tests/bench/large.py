@@ -82,7 +82,17 @@ def large(workshop: Workshop) -> list[Row]:
     alone = trained_alone(LAYERS, SIDE)
     found = {name: launched(workshop, name, LAYERS, SIDE) for name in CODECS}
     one = {}
-    print(json.dumps({"alone": alone, **{n: vars_of(f) for n, f in found.items()}, "one": {n: vars_of(f) for n, f in one.items()}}, default=str, indent=1))
+    print(
+        json.dumps(
+            {
+                "alone": alone,
+                **{n: vars_of(f) for n, f in found.items()},
+                "one": {n: vars_of(f) for n, f in one.items()},
+            },
+            default=str,
+            indent=1,
+        )
+    )
     return []
 
 
@@ -99,7 +109,9 @@ def launched(workshop: Workshop, codec: str, layers: int, side: int, *, relayed:
     with loopback(NODE, relayed=relayed) as bed:
         argv = [*FEDCTL, "launch", "--run", "bench"]
         with (folder / "said").open("wb") as said:
-            process = subprocess.Popen(argv, cwd=folder, env=environment(bed), stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+            process = subprocess.Popen(
+                argv, cwd=folder, env=environment(bed), stdin=subprocess.DEVNULL, stdout=said, stderr=said
+            )
         with Watch({"coordinator": lambda: [process.pid], "node": lambda: children(bed)}) as watch:
             status = process.wait(LONGEST_S)
         if status:

@@ -41,7 +41,7 @@ class Wide(pl.LightningModule):
         self.log("val_loss", self.loss(batch))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        return torch.optim.SGD(self.parameters(), lr=1e-4)
 
 
 class Noise(pl.LightningDataModule):

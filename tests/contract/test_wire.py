@@ -303,7 +303,7 @@ class TestWhatIsRefused:
             ("zstd delta", "delta should stand before zstd"),
             ("delta int8 topk", "topk should stand before int8"),
             ("int8 int4", "int8 and int4 do the same step"),
-            ("topk zstd", "topk leaves most of what it is given out"),
+            ("topk zstd", "topk leaves out most of what it is given"),
         ],
     )
     def test_an_order_that_makes_no_sense(self, words, said):

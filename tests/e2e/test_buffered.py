@@ -7,7 +7,7 @@ from fedctl.operations.aggregate import Request, aggregate
 from tests.bench.digits import SLOWED
 from tests.e2e.conftest import Place
 
-ROUNDS = 6
+ROUNDS = 5
 NODES = ("alice", "bob", "carol", "dave")
 
 

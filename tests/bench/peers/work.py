@@ -30,8 +30,8 @@ def network() -> nn.Sequential:
     )
 
 
-def optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=LR)
+def optimizer(model: nn.Module, lr: float = LR) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=lr)
 
 
 def batches(file: str | Path, site: int) -> DataLoader:
