@@ -4,8 +4,6 @@
 run needed. Both stream tensor by tensor; nothing here knows of nodes, journals or run directories.
 """
 
-import contextlib
-import ctypes
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from torch import Tensor
 from fedctl.division import due
 from fedctl.errors import FedctlError, ModelError, UsageError
 from fedctl.federation import Named
+from fedctl.heap import give_back_what_is_freed
 from fedctl.records import Blob
 from fedctl.share import EVERYTHING, Share
 from fedctl.soundness import check_controls, check_finite, check_spec, check_update
@@ -34,9 +33,6 @@ from fedctl.weights import (
     spec_of,
     split,
 )
-
-_MMAP_THRESHOLD = -3  # mallopt's M_MMAP_THRESHOLD
-_LARGE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +103,7 @@ def aggregate_files(
     Raises UsageError for a file that is missing, an `output` that exists (unless `force`) or has another suffix, and
     weights that are no weights; ConfigError for the strategy; ModelError, naming files and tensor, for content.
     """
-    _give_back_what_is_freed()
+    give_back_what_is_freed()
     rule = build(strategy, folder=Path.cwd())
     counted = _checked_weights(weights, len(files), strategy.name if not rule.weighted else None)
     _check_paths([*files, *filter(None, (model, memory))], output, force=force)
@@ -189,7 +185,7 @@ def aggregate_round(
     Controls beside an update's weights go to a strategy that uses them, and else are left out.
     Raises ModelError for a file that is not sound, and for a strategy that makes values NaN or infinite.
     """
-    _give_back_what_is_freed()
+    give_back_what_is_freed()
     before = Weights.open(model)
     start = due(before, share, round)
     remembered = Weights.open(memory) if memory else {}
@@ -228,16 +224,6 @@ def aggregate_round(
 def _moved(start: Mapping[str, Tensor], update: Mapping[str, Tensor], late: Late | None) -> Mapping[str, Tensor]:
     """The update as if it had begun from `start`; one that did stays as it is."""
     return Moved(start, update, late.share, Weights.open(late.base)) if late else update
-
-
-def _give_back_what_is_freed() -> None:
-    """Have the C library give large blocks back at once.
-
-    glibc keeps the next ones for itself once a large one was freed, and memory would grow with the number of tensors,
-    from run to run by another amount.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library, which has no such call
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE)
 
 
 def _checked_weights(weights: Sequence[float] | None, files: int, unweighted: str | None) -> list[float]:

@@ -86,6 +86,7 @@ ALLOWED = {
         "errors",
         "federation",
         "header",
+        "heap",
         "records",
         "share",
         "soundness",
@@ -99,6 +100,7 @@ ALLOWED = {
     "lease": ("errors",),
     "rundir": ("durable", "errors", "lease", "records"),
     "durable": ("records",),
+    "heap": (),
     "header": ("errors", "strictjson"),
 }
 """What of ours other parts may see; a part is a module or a package right below `fedctl`."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from fedctl.codecs import Step
-from fedctl.codecs.kept import check_keep, kept
+from fedctl.codecs.kept import WHOLE, check_kept, kept
 from fedctl.header import TensorSpec
 
 if TYPE_CHECKING:
@@ -24,25 +24,28 @@ class RandK:
 
     E ||x - C(x)||^2 = (1 - k / n) ||x||^2. The values are not made larger by n / k: that would make the mean right, and
     with error feedback, which brings over later what was left out, it would count them too often.
+
+    A tensor of at most `whole` values keeps them all.
     """
 
     keep: float = 0.1
+    whole: int = WHOLE
 
     step: ClassVar[Step] = "selection"
     carried: ClassVar[int] = 1
     exact_everywhere: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_keep(self.keep)
+        check_kept(self.keep, self.whole)
 
     def layout(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:
         """The values; where they stand follows from the seed."""
-        return (TensorSpec(spec.dtype, (kept(spec.count, self.keep),)),)
+        return (TensorSpec(spec.dtype, (kept(spec.count, self.keep, self.whole),)),)
 
     def encode(self, values: Tensor, seed: int) -> tuple[Tensor, ...]:
         """As `TensorCodec.encode`."""
         flat = values.reshape(-1)
-        chosen = kept(len(flat), self.keep)
+        chosen = kept(len(flat), self.keep, self.whole)
         if not all(math.isfinite(float(each)) for each in flat.aminmax()):
             return (flat.new_full((chosen,), math.nan),)
         return (flat[_places(len(flat), chosen, seed)],)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedctl.codecs import Step
-from fedctl.codecs.kept import check_keep, kept
+from fedctl.codecs.kept import WHOLE, check_kept, kept
 from fedctl.errors import ModelError
 from fedctl.header import TensorSpec
 
@@ -27,23 +27,26 @@ _SAMPLE = 1 << 16  # values that a first guess at the smallest magnitude to be k
 class TopK:
     """C(x): of n values the `keep` n of the largest magnitude; the others are 0 on the other side.
 
+    A tensor of at most `whole` values keeps them all.
+
     ||x - C(x)||^2 <= (1 - keep) ||x||^2, and error feedback brings over later what was left out (Karimireddy and
     others: Error Feedback Fixes SignSGD and other Gradient Compression Schemes, ICML 2019). Where each value stands is
     told by its distance to the one before.
     """
 
     keep: float = 0.01
+    whole: int = WHOLE
 
     step: ClassVar[Step] = "selection"
     carried: ClassVar[int] = 1
     exact_everywhere: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_keep(self.keep)
+        check_kept(self.keep, self.whole)
 
     def layout(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:
         """The values, and the distance of each to the one before it."""
-        count = kept(spec.count, self.keep)
+        count = kept(spec.count, self.keep, self.whole)
         return TensorSpec(spec.dtype, (count,)), TensorSpec("int32" if spec.count < 1 << 31 else "int64", (count,))
 
     def encode(self, values: Tensor, seed: int) -> tuple[Tensor, ...]:  # noqa: ARG002  # the protocol's
@@ -52,7 +55,7 @@ class TopK:
         import torch
 
         flat = values.contiguous().view(-1).numpy()
-        places = _largest(flat, kept(len(flat), self.keep))
+        places = _largest(flat, kept(len(flat), self.keep, self.whole))
         gaps = np.diff(places, prepend=0).astype(np.int32 if len(flat) < 1 << 31 else np.int64)
         return torch.from_numpy(flat[places]), torch.from_numpy(gaps)
 

@@ -60,9 +60,8 @@ class Outgoing:
         """
         order = in_order({**expected, **(beside or {})})
         sent = [name for name in order if name in self.tensors and self._is_sent(name)]
-        content: Mapping[str, Tensor] = self._parts(sent)
-        if self.pipeline.packing:
-            content = {PACKED: self.pipeline.packing.pack(self._stream(order, sent))}
+        packing = self.pipeline.packing
+        content = {PACKED: packing.pack(self._stream(order, sent))} if packing else self._parts(sent)
         return save(path, content, {_BOTH: "1"} if beside else None)
 
     @property

@@ -16,6 +16,7 @@ from fedctl.environment import Environment, Given, environments
 from fedctl.errors import ConfigError, FedctlError, StateError
 from fedctl.federation import Federation
 from fedctl.forecast import Forecast, forecast
+from fedctl.heap import give_back_what_is_freed
 from fedctl.host import Host, Work
 from fedctl.hosts import Hosts
 from fedctl.journal import read
@@ -172,6 +173,7 @@ def _coordinate(
 ) -> RunState:
     """Run the coordinator. Its hosts' workers end with the run, and stay while it may be taken up."""
     algorithm = build_algorithm(federation)
+    give_back_what_is_freed()
     hosts = Hosts(federation, replace(work_of(federation, run), environments=environments(federation)))
     goes_on = False
     with run.lock(told) as lease, MetricsSink(run.metrics) as metrics, _leaving_on_signals(run.name):

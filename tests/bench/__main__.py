@@ -25,6 +25,7 @@ from tests.bench.far import far
 from tests.bench.goal import goal
 from tests.bench.hello import hello
 from tests.bench.idle import idle
+from tests.bench.large import large
 from tests.bench.learning import learning
 from tests.bench.many import many
 from tests.bench.measure import Row, machine, table
@@ -45,6 +46,7 @@ BENCHMARKS: Mapping[str, Callable[[Workshop], list[Row]]] = {
     "aggregate": aggregate,
     "stream": stream,
     "codecs": codecs,
+    "large": large,
     "buffered": buffered,
     "many": many,
     "exchange": exchange,

@@ -198,7 +198,7 @@ def test_rows_that_are_short_share_a_scale():
 @pytest.mark.parametrize("keep", [1e-6, 0.01, 0.3, 1.0])
 @pytest.mark.parametrize("count", [1, 10, 1000, 300_000])
 def test_topk_keeps_the_largest_and_loses_no_more_than_their_share(keep, count):
-    codec, values = build({"name": "topk", "keep": keep}), values_of((count,))
+    codec, values = build({"name": "topk", "keep": keep, "whole": 0}), values_of((count,))
     back = there_and_back(codec, values)
     found = values.abs().topk(max(1, math.ceil(keep * count)))
     assert torch.equal(back.nonzero().flatten(), found.indices.sort().values)
@@ -211,18 +211,18 @@ def test_topk_keeps_the_largest_and_loses_no_more_than_their_share(keep, count):
 def test_topk_is_not_misled_by_values_that_come_in_a_rhythm(period, factor):
     values = values_of((300_000,))
     values[::period] *= factor
-    back = there_and_back(build({"name": "topk", "keep": 0.1}), values)
+    back = there_and_back(build({"name": "topk", "keep": 0.1, "whole": 0}), values)
     assert len(back.nonzero()) == 30_000
     assert torch.equal(back.abs().topk(30_000).values, values.abs().topk(30_000).values)
 
 
 def test_topk_takes_the_first_of_equal_ones():
     values = torch.tensor([0.0, -1.0, 1.0, 2.0, 1.0, -1.0])
-    assert there_and_back(build({"name": "topk", "keep": 0.5}), values).tolist() == [0, -1, 1, 2, 0, 0]
+    assert there_and_back(build({"name": "topk", "keep": 0.5, "whole": 0}), values).tolist() == [0, -1, 1, 2, 0, 0]
 
 
 def test_topk_tells_of_very_large_tensors_too():
-    layout = build({"name": "topk", "keep": 1e-9}).layout
+    layout = build({"name": "topk", "keep": 1e-9, "whole": 0}).layout
     assert [layout(TensorSpec("float32", (count,)))[1] for count in (2**31 - 1, 2**31)] == [
         TensorSpec("int32", (3,)),
         TensorSpec("int64", (3,)),
@@ -246,7 +246,7 @@ def test_randk_draws_the_same_places_with_every_numpy():
 
 def test_randk_brings_over_what_it_chose_as_it_was():
     values = values_of((1000,))
-    back = there_and_back(build({"name": "randk", "keep": 0.3}), values)
+    back = there_and_back(build({"name": "randk", "keep": 0.3, "whole": 0}), values)
     assert len(back.nonzero()) == 300
     assert torch.equal(back[back != 0], values[back != 0])
 
@@ -329,7 +329,7 @@ def test_a_part_that_is_not_finite_is_seen_in_the_values(name, bad):
 )
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
 def test_topk_refuses_places_that_are_not_in_the_tensor(gaps, dtype):
-    codec = build({"name": "topk", "keep": 0.1})
+    codec = build({"name": "topk", "keep": 0.1, "whole": 0})
     with pytest.raises(ModelError, match="topk: a value has no place in its tensor"):
         codec.decode((torch.ones(3), torch.tensor(gaps, dtype=dtype)), TensorSpec("float32", (6, 5)), 5)
 
@@ -340,9 +340,9 @@ def test_topk_refuses_places_that_are_not_in_the_tensor(gaps, dtype):
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ({"name": "topk", "keep": 0.0}, "keep should be above 0 and at most 1, not 0.0"),
-        ({"name": "topk", "keep": 1.5}, "keep should be above 0 and at most 1, not 1.5"),
-        ({"name": "randk", "keep": -0.1}, "keep should be above 0 and at most 1, not -0.1"),
+        ({"name": "topk", "keep": 0.0, "whole": 0}, "keep should be above 0 and at most 1, not 0.0"),
+        ({"name": "topk", "keep": 1.5, "whole": 0}, "keep should be above 0 and at most 1, not 1.5"),
+        ({"name": "randk", "keep": -0.1, "whole": 0}, "keep should be above 0 and at most 1, not -0.1"),
         ({"name": "powersgd", "rank": 0}, "rank should be at least 1, not 0"),
         ({"name": "int8", "rounding": "up"}, "rounding should be stochastic or nearest, not up"),
         ({"name": "int4", "rounding": ""}, "rounding should be stochastic or nearest, not "),

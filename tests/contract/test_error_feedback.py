@@ -14,7 +14,7 @@ from fedctl.weights import Weights, save
 from tests.contract.test_keeping import COMMON, code, do, first  # noqa: F401  (fixtures)
 
 INT4 = [{"name": "delta"}, {"name": "int4"}, {"name": "zstd"}]
-TOPK = [{"name": "delta"}, {"name": "topk", "keep": 0.1}, {"name": "int8"}]
+TOPK = [{"name": "delta"}, {"name": "topk", "keep": 0.1, "whole": 0}, {"name": "int8"}]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
 

@@ -69,7 +69,7 @@ EXACT = ([], ["delta"], ["zstd"], ["delta", "zstd"])
 LOSSY = (
     ["int4"],
     ["delta", "int4", "zstd"],
-    ["delta", {"name": "topk", "keep": 0.2}, "int8"],
+    ["delta", {"name": "topk", "keep": 0.2, "whole": 0}, "int8"],
     ["delta", "bf16", "zstd"],
 )
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

@@ -33,7 +33,7 @@ every_pipeline = pytest.mark.parametrize("words", EXACT + LOSSY)
 
 
 def pipeline_of(words: str) -> Pipeline:
-    options = {"topk": {"keep": 0.2}, "randk": {"keep": 0.5}, "powersgd": {"rank": 2}}
+    options = {"topk": {"keep": 0.2, "whole": 0}, "randk": {"keep": 0.5, "whole": 0}, "powersgd": {"rank": 2}}
     return Pipeline.of([{"name": word, **options.get(word, {})} for word in words.split()])
 
 

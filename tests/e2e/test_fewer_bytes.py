@@ -10,7 +10,7 @@ from fedctl.weights import Weights
 from tests.e2e.conftest import Place
 from tests.e2e.test_personal import DATA, FEDERATION, MODEL, kept_by, launch, of_kind, same, weights
 
-CODEC = "codec={up: [delta, topk: {keep: 0.1}, int8, zstd], down: [delta, int8, zstd]}"
+CODEC = "codec={up: [delta, topk: {keep: 0.1, whole: 0}, int8, zstd], down: [delta, int8, zstd]}"
 ROUNDS = "rounds=4"
 WIDE = "task.model_args={wide: 512}"
 
