@@ -47,9 +47,11 @@ class Delivery:
         difference = task.models.get(DIFFERENCE)
         if difference is None or task.previous is None:
             return False
+        newest = next(blob for label, blob in task.models.items() if label in NEWEST)
+        if (connection, newest.digest) in self._sent:
+            return False
         if (connection, difference.digest) in self._sent:
             return True
-        newest = next(blob for label, blob in task.models.items() if label in NEWEST)
         are_there = transfer.are_whole(connection, [newest.digest, task.previous.digest])
         return newest.digest not in are_there and task.previous.digest in are_there
 

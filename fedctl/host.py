@@ -253,8 +253,9 @@ class Host:
     def _missed(self, connection: Connection, task: Task, missing: object) -> ConnectionLost:
         """What a task needs has gone from the node, or was damaged there: it is to be sent again, as after a break."""
         digests = set(map(str, missing)) if isinstance(missing, list) else set()
-        self._delivery.missed(connection, digests)
-        if not digests <= {blob.digest for blob in task.models.values()}:
+        models = {blob.digest for blob in task.models.values()}
+        self._delivery.missed(connection, digests & models)
+        if not digests <= models:
             self._preparation.forget()
         return ConnectionLost("what the task needs is no longer on the node")
 

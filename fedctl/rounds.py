@@ -85,6 +85,7 @@ def close_round(
         )
         model, difference = shortened.model, shortened.difference
         made.unlink()
+        run.residual(number - 2).unlink(missing_ok=True)  # the last round's is read again where this one is closed anew
     run.sync(run.round_model(number))
     publish(run, number, model_args)
     return RoundAggregated(

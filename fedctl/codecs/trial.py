@@ -27,7 +27,8 @@ def ratio(model: Path, pipeline: Pipeline) -> float:
         if not tensor.is_floating_point():
             return tensor
         noise = torch.randn(tensor.shape, generator=random) * torch.randn(tensor.shape, generator=random)
-        return tensor + (MOVED * tensor.float().square().mean().sqrt() * noise).to(tensor.dtype)
+        wide = tensor.float() if tensor.itemsize == 1 else tensor
+        return (wide + (MOVED * tensor.float().square().mean().sqrt() * noise).to(wide.dtype)).to(tensor.dtype)
 
     base = {name: _part(tensor) for name, tensor in Weights.open(model).items()}
     update = {name: moved(tensor) for name, tensor in base.items()}

@@ -56,9 +56,12 @@ class Outgoing:
     def save(self, path: Path, expected: Spec, beside: Spec | None = None) -> Blob:
         """Write the file; the reader expects all tensors of `expected`, and perhaps some of `beside`.
 
-        Raises ModelError for a tensor that no file can hold.
+        Raises ModelError for a tensor that no file can hold, and for one that the reader does not expect.
         """
-        order = in_order({**expected, **(beside or {})})
+        known, spec = {**expected, **(beside or {})}, spec_of(self.tensors)
+        if strange := next((name for name in sorted(spec) if spec[name] != known.get(name)), None):
+            raise ModelError(f"tensor `{strange}` is {spec[strange]}, the model has {known.get(strange, 'none such')}")
+        order = in_order(known)
         sent = [name for name in order if name in self.tensors and self._is_sent(name)]
         packing = self.pipeline.packing
         content = {PACKED: packing.pack(self._stream(order, sent))} if packing else self._parts(sent)
@@ -76,15 +79,12 @@ class Outgoing:
 
         if not self._is_sent(name):
             return self.pipeline.change(self.tensors[name], self.base[name], self.residual.get(name))
-        target, spec = self._target(name), spec_of(self.tensors)[name]
-        if not self.pipeline.is_narrowed(name, spec):
-            return target.new_zeros(target.shape)
-        seed = seed_of(self.seed, name)
-        came = self.pipeline.widened(self.pipeline.narrowed(target, seed), spec, seed).view(target.shape)
-        return torch.sub(target, came, out=blank_like(target))
-
-    def _target(self, name: str) -> Tensor:
-        return self.pipeline.target(self.tensors[name], self.base.get(name), self.residual.get(name))
+        base, residual = self.base.get(name), self.residual.get(name)
+        spec, seed = spec_of(self.tensors)[name], seed_of(self.seed, name)
+        came = self.pipeline.decode(name, self._encoded(name), spec, base, seed)
+        target = self.pipeline.target(self.tensors[name], base, residual)
+        # In the type of the model: what a narrow one rounds away on the other side has not come over either.
+        return torch.sub(target, self.pipeline.target(came, base, None), out=blank_like(target))
 
     def _may_wait(self, name: str) -> bool:
         spec = spec_of(self.tensors)[name]
@@ -104,10 +104,11 @@ class Outgoing:
     def _encoded(self, name: str) -> Sequence[Tensor]:
         spec = spec_of(self.tensors)[name]
         if self.pipeline.is_narrowed(name, spec):
-            return self.pipeline.narrowed(self._target(name), seed_of(self.seed, name))
+            target = self.pipeline.target(self.tensors[name], self.base.get(name), self.residual.get(name))
+            return self.pipeline.narrowed(target, seed_of(self.seed, name))
         tensor = self.tensors[name]
         if name in self.residual:
-            tensor = (tensor.to(self.residual[name].dtype) + self.residual[name]).to(tensor.dtype)
+            tensor = self.pipeline.change(tensor, None, self.residual[name]).to(tensor.dtype)
         return (self.pipeline.kept(tensor, self.base.get(name)),)
 
     def _stream(self, order: Sequence[str], sent: Sequence[str]) -> Iterator[Tensor]:
@@ -162,8 +163,7 @@ def read(
         if name not in source.come:
             return base[name]
         with _naming(what or str(path)):
-            parts = source.take(name)
-        return pipeline.decode(name, parts, both[name], base.get(name), seed_of(seed, name))
+            return pipeline.decode(name, source.take(name), both[name], base.get(name), seed_of(seed, name))
 
     return Lazy({name: spec for name, spec in both.items() if name in source.come or name in expected}, compute)
 
@@ -231,7 +231,8 @@ def _norm(tensor: Tensor) -> float:
     import torch
 
     runs = torch.split(tensor.detach().cpu().reshape(-1), _RUN)
-    return math.hypot(*(float(torch.linalg.vector_norm(run, dtype=torch.float64)) for run in runs))
+    wide = (run.float() if run.itemsize == 1 else run for run in runs)
+    return math.hypot(*(float(torch.linalg.vector_norm(run, dtype=torch.float64)) for run in wide))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedctl.codecs.pipeline import Pipeline, seed_of_model
+from fedctl.codecs.trial import ratio
 from fedctl.codecs.wire import PACKED, Outgoing, in_order, read
 from fedctl.downlink import UNCHANGED, shorten
 from fedctl.errors import ConfigError, ModelError
@@ -111,8 +112,7 @@ class TestWhatComesOver:
         assert "fc.weight" in lost
         for name, tensor in lost.items():
             wanted = update[name].double() + residual.get(name, torch.zeros(())).double()
-            # What comes is rounded once more, to the dtype of the model.
-            close = 2 * torch.finfo(update[name].dtype).eps * update[name].abs().max().double()
+            close = 2 * torch.finfo(tensor.dtype).eps * update[name].abs().max().double()
             assert (came[name].double() + tensor.double() - wanted).abs().max() <= close, name
         for name in update.keys() - lost.keys():
             assert torch.equal(came[name], update[name]), name
@@ -172,6 +172,17 @@ class TestWhatComesOver:
         save(tmp_path / "update.safetensors", came)
         assert set(Weights.open(tmp_path / "update.safetensors")) == base.keys() | controls.keys()
 
+    @every_pipeline
+    @pytest.mark.parametrize("other", [torch.zeros(6), torch.zeros(2, 2), torch.zeros(4).half(), torch.zeros(4).int()])
+    def test_a_tensor_that_is_not_the_models_is_refused_where_it_is(self, words, other, tmp_path):
+        base = {"a": torch.zeros(4), "b": torch.zeros(6)}
+        outgoing = Outgoing(pipeline=pipeline_of(words), tensors={**base, "a": other}, base=base)
+        with pytest.raises(ModelError, match=r"tensor `a` is .*, the model has float32 \[4\]"):
+            outgoing.save(tmp_path / "wire", spec_of(base))
+        more = Outgoing(pipeline=pipeline_of(words), tensors={**base, "c": other}, base=base)
+        with pytest.raises(ModelError, match=r"tensor `c` is .*, the model has none such"):
+            more.save(tmp_path / "wire", spec_of(base))
+
     def test_fewer_bytes_come(self, tmp_path):
         base = {"fc.weight": torch.randn(300, 300, generator=torch.Generator().manual_seed(1))}
         raw = 4 * 300 * 300
@@ -207,6 +218,17 @@ class TestSmallChanges:
                 atol=2e-4 + 0.009 * ("int8" in words),
             )
         assert torch.allclose(came["a"], base["a"] + 0.012, atol=0.009)
+
+    @every_pipeline
+    def test_floats_of_a_byte_wait_as_others_do(self, words, tmp_path):
+        values = torch.randn(300, generator=torch.Generator().manual_seed(0))
+        base = {name: (factor * values).to(torch.float8_e4m3fn) for name, factor in (("a", 1.0), ("b", 0.5))}
+        update = {"a": (2 * values).to(torch.float8_e4m3fn), "b": base["b"]}
+        outgoing = Outgoing(pipeline=pipeline_of(words), tensors=update, base=base, least=0.01)
+        came = came_over(outgoing, tmp_path, least=0.01)
+        assert torch.equal(came["b"].float(), base["b"].float())
+        lost = outgoing.lost["a"]
+        assert torch.allclose(came["a"].float() + lost, update["a"].float(), atol=1e-5)
 
     def test_one_that_is_not_finite_does_not_wait(self, tmp_path):
         base = {"a": torch.ones(10)}
@@ -359,6 +381,11 @@ class TestModels:
         assert set(Weights.open(tmp_path / "difference.safetensors")) == {"head"}
         assert torch.equal(Weights.open(tmp_path / "after.safetensors")["frozen"], weights["frozen"])
         assert 0 < UNCHANGED < 1e-300
+
+
+def test_a_model_with_floats_of_a_byte_is_tried(tmp_path):
+    save(tmp_path / "model", {"a": torch.ones(2000).to(torch.float8_e4m3fn), "b": torch.ones(2000)})
+    assert 0.1 < ratio(tmp_path / "model", pipeline_of("delta zstd")) < 1.1
 
 
 def test_files_are_read_in_the_order_in_which_they_are_written(tmp_path):

@@ -1,4 +1,4 @@
-"""An update of 64 MB is written, kept and read in much less memory than it has, by a process that trained before.
+"""An update of 64 MB is written, kept and read in the memory of its stream and a few of its tensors.
 
 Anonymous memory (RssAnon) is what counts: the pages of a mapped file can be given back at any time.
 """
@@ -65,6 +65,5 @@ def test_an_update_is_written_and_read_in_the_memory_of_a_few_tensors_and_its_st
         [sys.executable, "-c", PROGRAM, str(tmp_path)], stdout=subprocess.PIPE, check=True, timeout=120
     )
     found = json.loads(done.stdout)
-    print(found)
     assert found["came"] > MODEL > 3 * found["wire"]
-    assert found["peak"] < found["wire"] + 8 * 4 * ELEMENTS
+    assert found["peak"] < found["wire"] + 5 * MODEL / TENSORS

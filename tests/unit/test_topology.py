@@ -777,7 +777,8 @@ def test_at_most_ten_problems_are_told(read):
 
 
 def test_an_unknown_key_near_none_lists_the_keys(assert_error):
-    hint = "the keys there are cohort, overprovision, quorum, deadline, partial, attempts and patience"
+    known = "mode, cohort, overprovision, quorum, deadline, partial, attempts, patience, buffer, concurrency"
+    hint = f"the keys there are {known}, staleness and max_staleness"
     assert_error(with_top("schedule: {zzz: 1}"), "fed.yaml:7: schedule/zzz: unknown key", hint=hint)
 
 
