@@ -3,6 +3,8 @@
 Nothing in it is believed. Reads and writes tensor by tensor.
 """
 
+import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,11 @@ from fedctl.codecs.pipeline import Pipeline
 from fedctl.errors import ModelError
 from fedctl.records import Blob
 from fedctl.share import Share
+
+SLACK = 1 << 20
+"""How many bytes an update may have beyond what its tensors take: room for a header of another making."""
+_DECODING = threading.BoundedSemaphore(min(4, os.cpu_count() or 1))
+"""Each decoding holds a tensor in a few forms; many nodes may hand in at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +41,19 @@ class Arrival:
         """Whether what travels is not the update itself."""
         return not self.pipeline.is_plain or self.share.change > 0
 
+    def most(self, model: int) -> int:
+        """How many bytes such an update may have, of a model of so many: what its parts take, or that twice."""
+        from fedctl.division import due
+        from fedctl.weights import Weights, controls_of
+
+        if not self.is_coded:
+            return 2 * model + SLACK
+        base = due(Weights.open(self.model), self.share, self.round).spec
+        beside = controls_of(base) if self.controls else {}
+        layouts = [self.pipeline.layout(name, spec, has_base=True) for name, spec in base.items()]
+        layouts += [self.pipeline.layout(name, spec, has_base=False) for name, spec in beside.items()]
+        return max(2 * model, sum(part.size for layout in layouts for part in layout)) + SLACK
+
     def decode(self, wire: Path, update: Path) -> Blob:
         """Write the update that travelled as `wire`, and remove that; raises ModelError where it is no such update."""
         from fedctl.codecs.wire import read
@@ -54,7 +74,8 @@ class Arrival:
                 least=self.share.change,
                 what="its update",
             )
-            return save(update, came)
+            with _DECODING:
+                return save(update, came)
         finally:
             wire.unlink()
 

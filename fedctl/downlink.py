@@ -7,11 +7,16 @@ and what was lost of the aggregate goes with the next difference.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedctl.codecs.pipeline import Pipeline, seed_of_model
 from fedctl.codecs.wire import Outgoing, read
 from fedctl.records import Blob
-from fedctl.weights import Weights, digest, save
+from fedctl.soundness import check_finite
+from fedctl.weights import Lazy, Weights, digest, save
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 UNCHANGED = sys.float_info.min
 """The share of a tensor's norm that is less than any change: what has none need not travel."""
@@ -37,7 +42,8 @@ def shorten(
 ) -> Shortened:
     """Write the difference of the model in `made` to the `previous` one, and the model that nodes make of the two.
 
-    `residual` has what the difference before failed to bring over, where there is such a file. Raises ModelError.
+    `residual` has what the difference before failed to bring over, where there is such a file. Raises ModelError, also
+    where values near the end of their type's range become infinite.
     """
     before = Weights.open(previous)
     seed = seed_of_model(digest(previous))
@@ -50,7 +56,14 @@ def shorten(
         least=UNCHANGED,
     )
     difference = outgoing.save(difference_out, before.spec)
-    model = save(model_out, read(difference_out, pipeline, before.spec, before, seed=seed, least=UNCHANGED))
+    came = read(difference_out, pipeline, before.spec, before, seed=seed, least=UNCHANGED)
+
+    def checked(name: str) -> "Tensor":
+        tensor = came[name]
+        check_finite(name, tensor, what="the model that nodes make of its difference")
+        return tensor
+
+    model = save(model_out, Lazy(came.spec, checked))
     if pipeline.is_lossy:
         save(residual_out, outgoing.lost)
     return Shortened(model=model, difference=difference)

@@ -48,8 +48,6 @@ from fedctl.traffic import Traffic
 
 MOST_OPTIMIZERS = 16
 """Lightning counts the steps of every optimizer; so many may be stepped on each batch."""
-SLACK = 1 << 20
-"""How many bytes an update may have beyond twice its model: room for a header of another making."""
 
 
 def seed_of(seed: int, key: TaskKey) -> int:
@@ -192,7 +190,7 @@ def _answer(
     if result.update is None:
         raise ProtocolError("the node returned no update")
     base = action.models.get("base")
-    if base and result.update.size > 2 * base.size + SLACK:
+    if base and result.update.size > arrival.most(base.size):
         raise ModelError(f"its update is {result.update.size:,} bytes, of a model of {base.size:,}")
     is_divided = key.kind == "initialize" and not federation.share.is_whole
     target = run.model if is_divided else run.answer(key)

@@ -33,10 +33,12 @@ def close_round(
     down: Pipeline,
     model_args: Mapping[str, Any],
     at: Callable[[], datetime],
+    remembers: bool = True,
 ) -> RoundAggregated:
     """Aggregate the open round's updates into its model and publish that as the run's newest; idempotent.
 
-    Of the model the round shares what `share` says. By `down` it travels to the nodes.
+    Of the model the round shares what `share` says. By `down` it travels to the nodes. Unless it `remembers`, the
+    strategy has no use for what the one before left: it is another.
 
     The model, and what the strategy remembers, are on the disk for good when this returns.
 
@@ -58,7 +60,7 @@ def close_round(
             for name, update in state.open.updates.items()
             if name in contributors
         },
-        memory=memory if memory.exists() else None,
+        memory=memory if remembers and memory.exists() else None,
         strategy=strategy,
         model_out=made,
         memory_out=run.memory(number),

@@ -23,7 +23,7 @@ from fedctl.errors import StateError, UsageError, suggestion
 from fedctl.lease import Lease
 from fedctl.records import TaskKey
 
-SCHEMA = 2
+SCHEMA = 3
 RUNS = "runs"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 

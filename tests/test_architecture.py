@@ -131,7 +131,6 @@ DOORS = {
         "fedctl.strategies",
         "fedctl.codecs",
         "fedctl.aggregation",
-        "fedctl.sizes",
         "fedctl.node",
     ),
     "numpy": ("fedctl.strategies", "fedctl.codecs", "fedctl.weights", "fedctl.partition", "fedctl.node"),

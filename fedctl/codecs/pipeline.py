@@ -114,9 +114,10 @@ class Pipeline:
 
         dtype = getattr(torch, self.wide(_spec_of(tensor)).dtype)
         found = tensor.detach().cpu().to(dtype)
+        out = blank_like(found)
         if base is not None:
-            found = torch.sub(found, base.to(dtype), out=blank_like(found))
-        return found if residual is None else torch.add(found, residual.to(dtype), out=blank_like(found))
+            found = torch.sub(found, base.to(dtype), out=out)
+        return found if residual is None else torch.add(found, residual.to(dtype), out=out)
 
     def narrowed(self, target: Tensor, seed: int) -> tuple[Tensor, ...]:
         """The parts of a target."""

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedctl.codecs.pipeline import Pipeline
+from fedctl.codecs.pipeline import Pipeline, seed_of
 from fedctl.codecs.wire import Outgoing
-from fedctl.weights import Weights, save, spec_of
+from fedctl.header import write_header
+from fedctl.weights import Lazy, Weights, spec_of
 
 MOST_TRIED = 1 << 20
 """Elements of a tensor that are tried, its first rows; a larger one counts by their share."""
@@ -21,21 +22,21 @@ MOVED = 0.05
 
 def ratio(model: Path, pipeline: Pipeline) -> float:
     """The size of a made-up change of the model as the pipeline has it travel, over that of the model."""
-    random = torch.Generator().manual_seed(0)
+    base = {name: _part(tensor) for name, tensor in Weights.open(model).items()}
+    spec = spec_of(base)
 
-    def moved(tensor: Tensor) -> Tensor:
+    def moved(name: str) -> Tensor:
+        tensor, random = base[name], torch.Generator().manual_seed(seed_of(0, name))
         if not tensor.is_floating_point():
             return tensor
         noise = torch.randn(tensor.shape, generator=random) * torch.randn(tensor.shape, generator=random)
         wide = tensor.float() if tensor.itemsize == 1 else tensor
         return (wide + (MOVED * tensor.float().square().mean().sqrt() * noise).to(wide.dtype)).to(tensor.dtype)
 
-    base = {name: _part(tensor) for name, tensor in Weights.open(model).items()}
-    update = {name: moved(tensor) for name, tensor in base.items()}
+    raw = len(write_header(spec, list(spec), {})) + sum(one.size for one in spec.values())
     with tempfile.TemporaryDirectory(prefix="fedctl-") as folder:
-        raw = save(Path(folder) / "raw.safetensors", update).size
-        coded = Outgoing(pipeline=pipeline, tensors=update, base=base)
-        return coded.save(Path(folder) / "coded.safetensors", spec_of(base)).size / raw
+        coded = Outgoing(pipeline=pipeline, tensors=Lazy(spec, moved), base=base)
+        return coded.save(Path(folder) / "coded.safetensors", spec).size / raw
 
 
 def _part(tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fedctl.codecs.pipeline import Pipeline, blank_like, is_statistic, seed_of
 from fedctl.codecs.zstd import Unpacking
-from fedctl.errors import ModelError
+from fedctl.errors import FedctlError, ModelError
 from fedctl.header import TensorSpec
 from fedctl.records import Blob
 from fedctl.weights import Lazy, Weights, joined, part, save, spec_of
@@ -81,10 +81,10 @@ class Outgoing:
             return self.pipeline.change(self.tensors[name], self.base[name], self.residual.get(name))
         base, residual = self.base.get(name), self.residual.get(name)
         spec, seed = spec_of(self.tensors)[name], seed_of(self.seed, name)
-        came = self.pipeline.decode(name, self._encoded(name), spec, base, seed)
-        target = self.pipeline.target(self.tensors[name], base, residual)
         # In the type of the model: what a narrow one rounds away on the other side has not come over either.
-        return torch.sub(target, self.pipeline.target(came, base, None), out=blank_like(target))
+        came = self.pipeline.target(self.pipeline.decode(name, self._encoded(name), spec, base, seed), base, None)
+        target = self.pipeline.target(self.tensors[name], base, residual)
+        return torch.sub(target, came, out=blank_like(target))
 
     def _may_wait(self, name: str) -> bool:
         spec = spec_of(self.tensors)[name]
@@ -163,7 +163,13 @@ def read(
         if name not in source.come:
             return base[name]
         with _naming(what or str(path)):
-            return pipeline.decode(name, source.take(name), both[name], base.get(name), seed_of(seed, name))
+            parts = source.take(name)
+            try:
+                return pipeline.decode(name, parts, both[name], base.get(name), seed_of(seed, name))
+            except (FedctlError, OSError):
+                raise
+            except Exception as error:  # a user's own codec may raise anything
+                raise ModelError(f"tensor `{name}` cannot be decoded: {type(error).__name__}: {error}") from error
 
     return Lazy({name: spec for name, spec in both.items() if name in source.come or name in expected}, compute)
 

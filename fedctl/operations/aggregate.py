@@ -169,6 +169,7 @@ def _commit(request: Request, run: RunDir) -> Committed:
             staleness=staleness.build(federation.schedule.staleness),
             model_args=federation.task.model_args,
             at=lambda: datetime.now(UTC),
+            remembers=strategy.name == own.name,
         )
         journal.append([event])
     return Committed(

@@ -9,6 +9,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedctl.codecs.bf16 import BF16
 from fedctl.codecs.pipeline import Pipeline, seed_of_model
 from fedctl.codecs.trial import ratio
 from fedctl.codecs.wire import PACKED, Outgoing, in_order, read
@@ -271,6 +272,17 @@ class TestWhatIsRefused:
             save(path, changed)
             with pytest.raises(ModelError):
                 self.read_whole(path, words)
+
+    def test_parts_that_a_codec_of_ones_own_stumbles_on(self, tmp_path):
+        class Stumbling(BF16):
+            def decode(self, parts, spec, seed):
+                raise IndexError("index 99 is out of bounds")
+
+        base, wire = {"a": torch.zeros(4)}, tmp_path / "wire.safetensors"
+        save(wire, {"a": torch.zeros(4).bfloat16()})
+        came = read(wire, Pipeline(precision=Stumbling()), spec_of(base), base, seed=0, what="its update")
+        with pytest.raises(ModelError, match=r"^its update: tensor `a` cannot be decoded: IndexError: index 99"):
+            dict(came)
 
     def test_another_pipeline(self, wire):
         for sent in ("", "zstd", "delta int8 zstd", "delta topk"):

@@ -6,7 +6,9 @@ from fedctl import transfer
 from fedctl.delivery import Delivery
 from fedctl.records import Blob, Task, TaskKey
 
-BEFORE, MODEL, DIFFERENCE = (Blob(digest=letter * 64, size=size) for letter, size in (("a", 900), ("b", 900), ("c", 90)))
+BEFORE, MODEL, DIFFERENCE = (
+    Blob(digest=letter * 64, size=size) for letter, size in (("a", 900), ("b", 900), ("c", 90))
+)
 
 
 class Machine:

@@ -140,7 +140,7 @@ def test_damaged_facts_are_a_state_error(tmp_path, content):
 def test_a_run_of_another_version_names_it(tmp_path):
     run = create(tmp_path)
     (run.path / "run.json").write_text(json.dumps({**run.facts(), "schema": 99}))
-    with pytest.raises(StateError, match="schema 99, this one reads 2") as caught:
+    with pytest.raises(StateError, match="schema 99, this one reads 3") as caught:
         run.facts()
     assert caught.value.hint == "use fedctl 1.2"
 

@@ -1,6 +1,8 @@
 """The parts of a model on a node: what came of the federation, what the node keeps, and the rest as it was at first."""
 
-from collections.abc import Mapping
+import fcntl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from fedctl.errors import ConfigError, ModelError
 from fedctl.node.agent import Blobs
 from fedctl.node.keep import Kept
 from fedctl.node.trainers.code import flavour_of, load, seed_everything
-from fedctl.records import DIFFERENCE, NEWEST, REST, Task
+from fedctl.records import DIFFERENCE, NEWEST, REST, Blob, Task
 from fedctl.share import Share
 from fedctl.weights import Weights, save, spec_of
 
@@ -29,8 +31,13 @@ def is_rest_here(task: Task, blobs: Blobs) -> bool:
     Where it cannot be built to the bit, that is noted, so that it is sent. Raises whatever the user's code raises.
     """
     blob = task.models.get(REST)
-    if blob is None or blobs.verify(blob.digest):
+    if blob is None:
         return True
+    with _making(blobs, blob):
+        return blobs.verify(blob.digest) or _is_rest_built(task, blobs, blob)
+
+
+def _is_rest_built(task: Task, blobs: Blobs, blob: Blob) -> bool:
     built = blobs.path(blob.digest).with_suffix(f".{task.key.folder}")
     try:
         first, share = initial(task).state_dict(), share_of(task)
@@ -52,8 +59,11 @@ def is_model_here(task: Task, blobs: Blobs) -> bool:
     Where it cannot be made to the bit, that is noted, so that it is sent.
     """
     blob = next(blob for label, blob in task.models.items() if label in NEWEST)
-    if blobs.verify(blob.digest):
-        return True
+    with _making(blobs, blob):
+        return blobs.verify(blob.digest) or _is_model_made(task, blobs, blob)
+
+
+def _is_model_made(task: Task, blobs: Blobs, blob: Blob) -> bool:
     difference, previous = task.models[DIFFERENCE], task.previous
     made = blobs.path(blob.digest).with_suffix(f".{task.key.folder}")
     try:
@@ -71,6 +81,14 @@ def is_model_here(task: Task, blobs: Blobs) -> bool:
         made.unlink(missing_ok=True)
     blobs.want(blob.digest)
     return False
+
+
+@contextmanager
+def _making(blobs: Blobs, blob: Blob) -> Iterator[None]:
+    """One process of this machine at a time makes a blob; the others find it there."""
+    with blobs.path(blob.digest).with_suffix(".making").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def initial(task: Task) -> Any:
