@@ -167,13 +167,14 @@ def _sizes(events: Sequence[Event]) -> Iterator[int]:
 def _memory(found: Found, name: str, alone: int, *, model: int | None) -> list[Row]:
     watch, bound = found.watch, None if model is None else model / MB
     more = watch.anonymous["node"] - alone
+    beside = {who: f"beside {theirs}; " if model else "" for who, theirs in FLOWER.items()}
     return [
         Row(
             name=f"{name}, memory of the coordinator",
             value=watch.anonymous["coordinator"] / MB,
             unit="MB",
             at_most=bound,
-            beside=f"beside {FLOWER['coordinator']}; {_resident(watch, 'coordinator')}",
+            beside=f"{beside['coordinator']}{_resident(watch, 'coordinator')}",
             details=watch.anonymous,
         ),
         Row(
@@ -181,7 +182,7 @@ def _memory(found: Found, name: str, alone: int, *, model: int | None) -> list[R
             value=more / MB,
             unit="MB",
             at_most=bound,
-            beside=f"to {shown(alone / MB, 'MB')}, beside {FLOWER['node']}; {_resident(watch, 'node')}",
+            beside=f"on top of {shown(alone / MB, 'MB')}; {beside['node']}{_resident(watch, 'node')}",
             details={"alone": alone, **watch.anonymous},
         ),
     ]
