@@ -189,7 +189,7 @@ def _in_time(state: RunState, number: int) -> Mapping[str, int]:
 
 
 def _contributors(state: RunState) -> tuple[str, ...]:
-    return tuple(state.open.updates) if state.open else ()
+    return state.open.first if state.open else ()
 
 
 def _received(run: RunDir, rounds: Mapping[str, int]) -> Mapping[str, UpdateReceived]:

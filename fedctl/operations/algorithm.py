@@ -124,9 +124,15 @@ def _check_buffered(federation: Federation, name: str, strategy: Strategy) -> No
 
 
 def _check_turns(federation: Federation, name: str, strategy: Strategy) -> None:
-    """Refuse rounds that share a part of the model where all of it has to come together."""
+    """Refuse parts of the model whose turn never comes, and rounds of a part where all has to come together."""
     if not federation.share.is_scheduled:
         return
+    for pattern, period in federation.share.every:
+        if (turn := period * federation.share.fragments) > federation.rounds:
+            raise ConfigError(
+                f"share/every: `{pattern}` has its turn once in {turn} rounds, and there are {federation.rounds}",
+                hint="give it a smaller number, best one that divides the rounds",
+            )
     if uses_controls(strategy) or rule_of(strategy):
         raise ConfigError(
             f"share: {name} corrects every step by all of the model, and some rounds would share a part of it",

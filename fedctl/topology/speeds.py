@@ -17,7 +17,7 @@ def _speed(value: Any) -> float | None:
     """Bits a second."""
     if value is None:
         return None
-    match = _SPEED.fullmatch(value) if isinstance(value, str) else None
+    match = _SPEED.fullmatch(value.lower()) if isinstance(value, str) else None
     if match is None:
         raise refusal(
             f"should be bits a second with their unit, not {describe(value)}",

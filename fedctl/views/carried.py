@@ -9,8 +9,8 @@ from fedctl.views.text import of_raw, size
 
 
 def carried(traffic: Traffic) -> list[str]:
-    """`↑ 66 MB` to the nodes and `↓ 12 MB, 1/18 of raw` from them."""
-    ways = (("↑", traffic.sent, traffic.raw_sent), ("↓", traffic.received, traffic.raw_received))
+    """`↓ 66 MB` to the nodes and `↑ 12 MB, 1/18 of raw` from them."""
+    ways = (("↓", traffic.sent, traffic.raw_sent), ("↑", traffic.received, traffic.raw_received))
     return [", ".join(filter(None, (f"{arrow} {size(came)}", of_raw(came, raw)))) for arrow, came, raw in ways]
 
 
@@ -32,4 +32,4 @@ def _forecast(report: StatusReport) -> list[str]:
     if report.forecast is None:
         return []
     when = "" if report.state == "finished" else " for the whole run"
-    return [f"forecast{when}: ↑ {size(report.forecast.sent)} ↓ {size(report.forecast.received)}"]
+    return [f"forecast{when}: ↓ {size(report.forecast.sent)} ↑ {size(report.forecast.received)}"]

@@ -136,7 +136,7 @@ def _chosen(rows: Sequence[Row], height: int | None) -> tuple[list[Row], list[Ro
 def _columns(rows: Sequence[Row], metric: str, width: int) -> list[Column]:
     name = min(max((len(one.node.name) for one in rows), default=4), 12 if width < 80 else 16 if width < 120 else 28)
     state = max((len(_state(one)) for one in rows), default=0)
-    received = "↓ received" if width >= 100 else "↓ recv"
+    received = "↑ received" if width >= 100 else "↑ recv"
     columns = [
         Column(key="name", title="node", width=max(4, name), justify="left"),
         Column(key="state", title="state", width=max(_STATE_WIDTH, state), justify="left"),
@@ -144,7 +144,7 @@ def _columns(rows: Sequence[Row], metric: str, width: int) -> list[Column]:
         Column(key="loss", title="loss", width=6, priority=2),
         Column(key="metric", title=metric, width=max(6, min(len(metric), 16)), priority=1),
         Column(key="seconds", title="time", width=6, priority=3),
-        Column(key="sent", title="↑ sent", width=6, priority=4),
+        Column(key="sent", title="↓ sent", width=6, priority=4),
         Column(key="received", title=received, width=len(received), priority=4),
         Column(key="examples", title="examples", width=8, priority=5),
     ]

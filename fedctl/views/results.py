@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedctl.events import UNNEEDED, Event
+from fedctl.federation import Codecs, Named
 from fedctl.records import Progress
 from fedctl.report import report
 from fedctl.state import RunState
@@ -67,6 +68,7 @@ def planned(plan: "DryRun", *, as_json: bool) -> None:
             ("rounds", _rounds(plan)),
             ("strategy", federation.strategy.name),
             *([("local", federation.local.name)] if federation.local else []),
+            *([("codec", _codecs(federation.codec))] if federation.codec != Codecs() else []),
             ("model", f"{federation.task.model}, {size(plan.model.size)}"),
             *(
                 [("at home", f"{size(plan.rest.size)} more stay on each node, and go there at most once")]
@@ -86,6 +88,17 @@ def planned(plan: "DryRun", *, as_json: bool) -> None:
         title=f"{federation.name}: what `fedctl launch` would do",
     )
     note("nothing was touched")
+
+
+def _codecs(codecs: Codecs) -> str:
+    """`up: delta, topk (keep 0.1), zstd; down: none`."""
+
+    def said(named: Named) -> str:
+        options = ", ".join(f"{name} {value}" for name, value in named.options.items())
+        return f"{named.name} ({options})" if options else named.name
+
+    ways = {"up": codecs.up, "down": codecs.down}
+    return "; ".join(f"{way}: {', '.join(map(said, many)) or 'none'}" for way, many in ways.items())
 
 
 def _rounds(plan: "DryRun") -> str:

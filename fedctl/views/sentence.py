@@ -124,7 +124,11 @@ def _again(task: TaskKey) -> str:
 
 
 def _update(event: UpdateReceived, state: RunState) -> str:
-    what = "has trained alone" if event.task.kind == "alone" else f"sent its update of {size(event.update.size)}"
+    what = (
+        "has trained alone"
+        if event.task.kind == "alone"
+        else f"sent its update of {size(event.bytes.received or event.update.size)}"
+    )
     if event.partial:
         what = f"handed in {counted(event.steps, 'step')} of its training"
     facts = [counted(event.examples, "example"), duration(event.seconds)]

@@ -166,3 +166,11 @@ def test_an_algorithm_that_is_written_otherwise_is_refused_with_the_way_to_write
         build_algorithm(replace(FEDERATION, **fields))
     assert refused.value.message == message
     assert hint in refused.value.hint
+
+
+def test_a_part_of_the_model_whose_turn_never_comes_is_refused():
+    rare = replace(FEDERATION, share=Share(every=(("head.*", 7),)), rounds=6)
+    with pytest.raises(ConfigError, match=r"`head\.\*` has its turn once in 7 rounds, and there are 6") as error:
+        build_algorithm(rare)
+    assert "one that divides the rounds" in error.value.hint
+    build_algorithm(replace(rare, rounds=7))

@@ -81,7 +81,7 @@ def test_a_round_under_way_at_80_columns():
         "digits  digits-20261122-023000                                         ● running",
         "round 4 of 10  ━━━━━━━━━━━━━━──────────────────────────────  56s · about 1m left",
         "",
-        "  node   state       progress              loss  val_acc    time  ↑ sent  ↓ recv",
+        "  node   state       progress              loss  val_acc    time  ↓ sent  ↑ recv",
         "✓ alice  done        ━━━━━━━━━━━━━        0.240   0.8169     11s  9.9 MB  5.0 MB",
         "✗ bob    failed      attempt 1: CUDA out of memory",
         "⠏ carol  training    ━━━━━━━━─────  62%   0.412   0.7969      5s  8.7 MB  3.7 MB",
@@ -228,8 +228,8 @@ def test_columns_give_way_in_the_order_of_their_worth():
     titles = {width: drawn(mid_round(), width).splitlines()[3].split() for width in (40, 60, 80, 120)}
     assert titles[40] == ["node", "state", "progress"]
     assert titles[60] == ["node", "state", "progress", "loss", "val_acc", "time"]
-    assert titles[80] == ["node", "state", "progress", "loss", "val_acc", "time", "↑", "sent", "↓", "recv"]
-    assert titles[120][-5:] == ["↑", "sent", "↓", "received", "examples"]
+    assert titles[80] == ["node", "state", "progress", "loss", "val_acc", "time", "↓", "sent", "↑", "recv"]
+    assert titles[120][-5:] == ["↓", "sent", "↑", "received", "examples"]
 
 
 def test_local_epochs_have_a_column_where_there_are_several():
@@ -307,8 +307,8 @@ def test_bytes_without_a_codec_and_without_a_forecast_are_said_as_they_are():
 
 def test_what_codecs_save_is_said_where_they_do():
     text, status = drawn(coded(), 120), status_of(coded())
-    assert "↑ 2.0 MB, 83% of raw · ↓ 200 kB, 1/18 of raw" in text
-    assert "↑ 2.0 MB, 83% of raw · ↓ 200 kB, 1/18 of raw" in status
+    assert "↓ 2.0 MB, 83% of raw · ↑ 200 kB, 1/18 of raw" in text
+    assert "↓ 2.0 MB, 83% of raw · ↑ 200 kB, 1/18 of raw" in status
     for drawing in (text, status):
         assert "of raw" in next(line for line in drawing.splitlines() if "state" in line)
         assert "1.0 MB" in (row := next(line for line in drawing.splitlines() if "alice " in line))
@@ -318,11 +318,11 @@ def test_what_codecs_save_is_said_where_they_do():
 def test_the_forecast_stands_beside_what_came():
     forecast = Traffic(sent=66_000_000, received=12_300_000)
     text, status = drawn(coded(forecast), 120), status_of(coded(forecast))
-    assert "1/18 of raw · forecast for the whole run: ↑ 66 MB ↓ 12 MB" in text
-    assert "\nforecast for the whole run: ↑ 66 MB ↓ 12 MB\n" in status
+    assert "1/18 of raw · forecast for the whole run: ↓ 66 MB ↑ 12 MB" in text
+    assert "\nforecast for the whole run: ↓ 66 MB ↑ 12 MB\n" in status
     done = coded(forecast)
     done.tell(RunFinished)
-    assert "\nforecast: ↑ 66 MB ↓ 12 MB\n" in status_of(done)
+    assert "\nforecast: ↓ 66 MB ↑ 12 MB\n" in status_of(done)
     assert report(done.state, alive=False).to_json()["forecast"]["sent"] == 66_000_000
 
 
