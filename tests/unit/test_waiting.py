@@ -200,7 +200,14 @@ def test_the_report_has_it_as_json():
     story = begun("alice", "bob")
     fresh = report(story.state, alive=True).to_json()
     assert (fresh["stragglers"], fresh["waiting"]) == ([], [])
-    assert fresh["open"] == {"round": 1, "nodes": ["alice", "bob"], "updates": [], "wanted": 2, "quorum": 1}
+    assert fresh["open"] == {
+        "round": 1,
+        "nodes": ["alice", "bob"],
+        "updates": [],
+        "wanted": 2,
+        "quorum": 1,
+        "max_staleness": 0,
+    }
     story.trained(1, "alice")
     now = story.now + timedelta(seconds=60)
     (straggler,) = report(story.state, alive=True, now=now).to_json()["stragglers"]
