@@ -7,11 +7,15 @@ import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedctl.codecs.pipeline import Pipeline
 from fedctl.errors import ModelError
 from fedctl.records import Blob
 from fedctl.share import Share
+
+if TYPE_CHECKING:
+    from fedctl.weights import Lazy
 
 SLACK = 1 << 20
 """How many bytes an update may have beyond what its tensors take: room for a header of another making."""
@@ -39,16 +43,15 @@ class Arrival:
     @property
     def is_coded(self) -> bool:
         """Whether what travels is not the update itself."""
-        return not self.pipeline.is_plain or self.share.change > 0
+        return self.pipeline.is_coded(self.share.change)
 
     def most(self, model: int) -> int:
         """How many bytes such an update may have, of a model of so many: what its parts take, or that twice."""
-        from fedctl.division import due
-        from fedctl.weights import Weights, controls_of
+        from fedctl.weights import controls_of
 
         if not self.is_coded:
             return 2 * model + SLACK
-        base = due(Weights.open(self.model), self.share, self.round).spec
+        base = self._base().spec
         beside = controls_of(base) if self.controls else {}
         layouts = [self.pipeline.layout(name, spec, has_base=True) for name, spec in base.items()]
         layouts += [self.pipeline.layout(name, spec, has_base=False) for name, spec in beside.items()]
@@ -57,10 +60,9 @@ class Arrival:
     def decode(self, wire: Path, update: Path) -> Blob:
         """Write the update that travelled as `wire`, and remove that; raises ModelError where it is no such update."""
         from fedctl.codecs.wire import read
-        from fedctl.division import due
-        from fedctl.weights import Weights, controls_of, save
+        from fedctl.weights import controls_of, save
 
-        base = due(Weights.open(self.model), self.share, self.round)
+        base = self._base()
         beside = controls_of(base.spec) if self.controls else None
         update.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -81,14 +83,19 @@ class Arrival:
 
     def check(self, update: Path) -> None:
         """Raises ModelError, naming the tensor, for an update that is not sound."""
-        from fedctl.division import due
         from fedctl.soundness import check_update
         from fedctl.weights import Weights
 
-        base = due(Weights.open(self.model), self.share, self.round)
         try:
             found = Weights.open(update, what="its update")
-            check_update(found, base, what="its update", farthest=self.farthest, controls=self.controls)
+            check_update(found, self._base(), what="its update", farthest=self.farthest, controls=self.controls)
         except ModelError:
             update.unlink()
             raise
+
+    def _base(self) -> "Lazy":
+        """Of the model that the update was trained from what the round shares."""
+        from fedctl.division import due
+        from fedctl.weights import Weights
+
+        return due(Weights.open(self.model), self.share, self.round)

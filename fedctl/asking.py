@@ -57,12 +57,11 @@ def perform(
 ) -> Action:
     """Have the task done, with the rest of the model beside it, on what the node has kept where its kind goes on."""
     labelled = {**models, **({REST: state.rest} if state.rest else {})}
-    is_newest = state.difference and any(models.get(label) == state.model for label in NEWEST)
-    if state.difference and is_newest:
-        labelled[DIFFERENCE] = state.difference
+    previous = None
+    if state.difference and any(models.get(label) == state.model for label in NEWEST):
+        labelled[DIFFERENCE], previous = state.difference, state.previous
     goes_on = federation.keeps and key.kind in ("train", "evaluate", "finetune")
     kept = state.nodes[key.node].kept if goes_on else None
-    previous = state.previous if is_newest else None
     return Perform(task=key, models=labelled, previous=previous, passes=passes, kept=kept, seconds=seconds)
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedctl.codecs.pipeline import Pipeline, seed_of_model
+from fedctl.codecs.pipeline import Pipeline
 from fedctl.codecs.wire import Outgoing, read
 from fedctl.records import Blob
 from fedctl.soundness import check_finite
-from fedctl.weights import Lazy, Weights, digest, save
+from fedctl.weights import Lazy, Weights, save
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,7 @@ def shorten(
     made: Path,
     *,
     pipeline: Pipeline,
+    seed: int,
     previous: Path,
     residual: Path,
     model_out: Path,
@@ -42,11 +43,11 @@ def shorten(
 ) -> Shortened:
     """Write the difference of the model in `made` to the `previous` one, and the model that nodes make of the two.
 
-    `residual` has what the difference before failed to bring over, where there is such a file. Raises ModelError, also
-    where values near the end of their type's range become infinite.
+    `seed` is that of the previous model, as `seed_of_model` has it. `residual` has what the difference before failed to
+    bring over, where there is such a file. Raises ModelError, also where values near the end of their type's range
+    become infinite.
     """
     before = Weights.open(previous)
-    seed = seed_of_model(digest(previous))
     outgoing = Outgoing(
         pipeline=pipeline,
         tensors=Weights.open(made),

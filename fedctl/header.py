@@ -48,8 +48,23 @@ class TensorSpec:
     dtype: str
     shape: tuple[int, ...]
 
+    @classmethod
+    def of(cls, tensor: Any) -> "TensorSpec":
+        """What a tensor of torch's is."""
+        return cls(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether its elements are real numbers of limited precision."""
+        return self.dtype.startswith(("float", "bfloat"))
+
+    @property
+    def is_inexact(self) -> bool:
+        """Whether they are such, or complex: then means and changes of them have a meaning."""
+        return self.is_floating or self.dtype.startswith("complex")
 
     @property
     def count(self) -> int:

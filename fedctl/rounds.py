@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from fedctl.codecs.pipeline import Pipeline
+from fedctl.codecs.pipeline import Pipeline, seed_of_model
 from fedctl.durable import copy_atomically
 from fedctl.errors import ModelError
 from fedctl.events import RoundAggregated
@@ -79,6 +79,7 @@ def close_round(
         shortened = shorten(
             made,
             pipeline=down,
+            seed=seed_of_model(state.model_of(number - 1)),
             previous=run.round_model(number - 1),
             residual=run.residual(number - 1),
             model_out=run.round_model(number),

@@ -22,9 +22,9 @@ def forecast_sizes(model: Path, federation: Federation) -> tuple[int, int]:
 
     Where rounds share parts of the model, those of a round on the average.
     """
-    whole = model.stat().st_size
     from fedctl.codecs.trial import ratio
 
+    whole = model.stat().st_size
     codec, share = federation.codec.to_json(), _share_of_rounds(model, federation)
     up, down = (
         round(share * whole * ratio(model, Pipeline.of(codec[way]))) if way in codec else round(share * whole)

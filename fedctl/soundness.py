@@ -83,7 +83,7 @@ def check_controls(
     for name in sorted(found):
         if name not in wanted:
             raise ModelError(f"{what}: unexpected tensor `{CONTROL}{name}`, {against} has no `{name}`")
-        if not wanted[name].dtype.startswith(("float", "bfloat", "complex")):
+        if not wanted[name].is_inexact:
             raise ModelError(f"{what}: unexpected tensor `{CONTROL}{name}`, `{name}` is {wanted[name]}")
         if found[name] != wanted[name]:
             raise ModelError(f"{what}: tensor `{CONTROL}{name}` is {found[name]}, {against} has {wanted[name]}")

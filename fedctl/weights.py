@@ -126,8 +126,7 @@ def split(update: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[s
 
 def controls_of(spec: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
     """All controls that there may be beside weights of this spec, by their names in an update."""
-    floating = ("float", "bfloat", "complex")
-    return {CONTROL + name: one for name, one in spec.items() if one.dtype.startswith(floating)}
+    return {CONTROL + name: one for name, one in spec.items() if one.is_inexact}
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Blob:

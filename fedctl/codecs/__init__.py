@@ -28,9 +28,6 @@ CODECS: Mapping[str, str] = {
     "int4": "fedctl.codecs.int4:Int4",
     "zstd": "fedctl.codecs.zstd:Zstd",
 }
-NONE = "none"
-"""Tensors travel as they are: no step at all."""
-
 Step = Literal["difference", "selection", "precision", "bytes"]
 ORDER: tuple[Step, ...] = ("difference", "selection", "precision", "bytes")
 """What a codec does, in the order in which codecs may follow each other; at most one of each."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedctl.codecs import Step
-from fedctl.codecs.levels import RUN, channel, check_rounding, from_levels, scales_of, to_levels
+from fedctl.codecs.levels import RUN, check_rounding, from_levels, scales_of, to_levels
 from fedctl.header import TensorSpec
 
 if TYPE_CHECKING:
@@ -48,18 +48,13 @@ class Int4:
         """As `TensorCodec.encode`."""
         import torch
 
-        spec = TensorSpec(str(values.dtype).removeprefix("torch."), tuple(values.shape))
-        flat = values.contiguous().view(-1).numpy()
-        levels, scales = to_levels(flat, channel(spec), most=_MOST, rounding=self.rounding, seed=seed)
-        return torch.from_numpy(_packed(levels)), torch.from_numpy(scales)
+        levels, scales = to_levels(values, most=_MOST, rounding=self.rounding, seed=seed)
+        return torch.from_numpy(_packed(levels)), scales
 
     def decode(self, parts: Sequence[Tensor], spec: TensorSpec, seed: int) -> Tensor:  # noqa: ARG002  # the protocol's
         """As `TensorCodec.decode`."""
-        import torch
-
         packed, scales = parts
-        values = from_levels(_unpacked(packed.numpy())[: spec.count], scales.numpy(), channel(spec))
-        return torch.from_numpy(values).view(spec.shape)
+        return from_levels(_unpacked(packed.numpy())[: spec.count], scales, spec)
 
 
 def _packed(levels: NDArray[np.int8]) -> NDArray[np.uint8]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from fedctl.codecs import Step
-from fedctl.codecs.levels import channel, check_rounding, from_levels, scales_of, to_levels
+from fedctl.codecs.levels import check_rounding, from_levels, scales_of, to_levels
 from fedctl.header import TensorSpec
 
 if TYPE_CHECKING:
@@ -45,15 +45,10 @@ class Int8:
         """As `TensorCodec.encode`."""
         import torch
 
-        spec = TensorSpec(str(values.dtype).removeprefix("torch."), tuple(values.shape))
-        flat = values.contiguous().view(-1).numpy()
-        levels, scales = to_levels(flat, channel(spec), most=_MOST, rounding=self.rounding, seed=seed)
-        return torch.from_numpy(levels).view(spec.shape), torch.from_numpy(scales)
+        levels, scales = to_levels(values, most=_MOST, rounding=self.rounding, seed=seed)
+        return torch.from_numpy(levels).view(values.shape), scales
 
     def decode(self, parts: Sequence[Tensor], spec: TensorSpec, seed: int) -> Tensor:  # noqa: ARG002  # the protocol's
         """As `TensorCodec.decode`."""
-        import torch
-
         levels, scales = parts
-        values = from_levels(levels.contiguous().view(-1).numpy(), scales.numpy(), channel(spec))
-        return torch.from_numpy(values).view(spec.shape)
+        return from_levels(levels.contiguous().view(-1).numpy(), scales, spec)

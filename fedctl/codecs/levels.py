@@ -14,6 +14,7 @@ from fedctl.header import TensorSpec
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
 LEAST = 256
 """Elements to a scale, at least: a scale of 4 bytes is then 1.6 % of their bytes in `int8`, 3.1 % in `int4`."""
@@ -43,16 +44,17 @@ def scales_of(spec: TensorSpec) -> TensorSpec:
     return TensorSpec(spec.dtype, (-(-spec.count // channel(spec)),))
 
 
-def to_levels(
-    values: NDArray[Any], size: int, *, most: int, rounding: str, seed: int
-) -> tuple[NDArray[np.int8], NDArray[Any]]:
-    """Levels from -`most` to `most`, and the scales that they are steps of: max |x| / `most` of a channel of `size`.
+def to_levels(tensor: Tensor, *, most: int, rounding: str, seed: int) -> tuple[NDArray[np.int8], Tensor]:
+    """Levels from -`most` to `most`, in a row, and the scales that they are steps of: max |x| / `most` of a channel.
 
-    `values` are flat, float32 or float64. A channel with a value that is not finite gets a scale that is not. One whose
+    The tensor is of float32 or float64. A channel with a value that is not finite gets a scale that is not. One whose
     scale would be below 2**-100 is all zeros.
     """
     import numpy as np
+    import torch
 
+    size = channel(TensorSpec.of(tensor))
+    values: NDArray[Any] = tensor.contiguous().view(-1).numpy()
     scales = _scales(values, size, most)
     is_finite = np.isfinite(scales)
     if not is_finite.all():
@@ -75,21 +77,23 @@ def to_levels(
         else:
             np.rint(steps, out=steps)
         np.copyto(levels[part], steps, casting="unsafe")
-    return levels, scales
+    return levels, torch.from_numpy(scales)
 
 
-def from_levels(levels: NDArray[np.int8], scales: NDArray[Any], size: int) -> NDArray[Any]:
+def from_levels(levels: NDArray[np.int8], scales: Tensor, spec: TensorSpec) -> Tensor:
     """Each level times its channel's scale, one rounding each: the same bits on every machine."""
     import numpy as np
+    import torch
 
-    values = np.empty(len(levels), scales.dtype)
+    size, steps = channel(spec), scales.numpy()
+    values = np.empty(len(levels), steps.dtype)
     with np.errstate(invalid="ignore", over="ignore"):
         for part, channels in _runs(len(levels), size):
             run = values[part]
             np.copyto(run, levels[part])
             rows = run.reshape(channels.stop - channels.start, -1)
-            rows *= scales[channels, None]
-    return values
+            rows *= steps[channels, None]
+    return torch.from_numpy(values).view(spec.shape)
 
 
 def _scales(values: NDArray[Any], size: int, most: int) -> NDArray[Any]:

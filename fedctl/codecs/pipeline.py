@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from fedctl.codecs import NONE, ORDER, TensorCodec, build
+from fedctl.codecs import ORDER, TensorCodec, build
 from fedctl.codecs.delta import Delta, bits_apart, bits_joined
 from fedctl.codecs.zstd import Zstd
 from fedctl.errors import ConfigError
@@ -38,7 +38,7 @@ class Pipeline:
     @classmethod
     def of(cls, stages: Sequence[Mapping[str, Any]]) -> Pipeline:
         """Of codecs with options that were checked before; raises ConfigError for an order that makes no sense."""
-        return cls.joined([(str(stage["name"]), build(stage)) for stage in stages if stage["name"] != NONE])
+        return cls.joined([(str(stage["name"]), build(stage)) for stage in stages])
 
     @classmethod
     def joined(cls, codecs: Sequence[tuple[str, Any]]) -> Pipeline:
@@ -72,6 +72,10 @@ class Pipeline:
         """Whether tensors travel as they are."""
         return not (self.delta or self.selection or self.precision or self.packing)
 
+    def is_coded(self, least: float) -> bool:
+        """Whether what travels is more than the tensors: with a `least` change, which of them come is told, too."""
+        return not self.is_plain or least > 0
+
     @property
     def is_lossy(self) -> bool:
         """Whether what comes out may differ from what went in by more than a rounding."""
@@ -85,8 +89,7 @@ class Pipeline:
 
     def is_narrowed(self, name: str, spec: TensorSpec) -> bool:
         """Whether a tensor loses something on the way."""
-        is_float = spec.dtype.startswith(("float", "bfloat")) and spec.count > 0
-        return self.is_lossy and is_float and not is_statistic(name)
+        return self.is_lossy and spec.is_floating and spec.count > 0 and not is_statistic(name)
 
     @staticmethod
     def wide(spec: TensorSpec) -> TensorSpec:
@@ -112,7 +115,7 @@ class Pipeline:
         """How far a tensor lies from its base (None: from zero), with what earlier ones failed to bring over."""
         import torch
 
-        dtype = getattr(torch, self.wide(_spec_of(tensor)).dtype)
+        dtype = getattr(torch, self.wide(TensorSpec.of(tensor)).dtype)
         found = tensor.detach().cpu().to(dtype)
         out = blank_like(found)
         if base is not None:
@@ -149,7 +152,7 @@ class Pipeline:
 
     def kept(self, tensor: Tensor, base: Tensor | None) -> Tensor:
         """The one part of a tensor that loses nothing; `base` is what the other side has of it (None: nothing)."""
-        spec = _spec_of(tensor)
+        spec = TensorSpec.of(tensor)
         if base is not None and self._is_subtracted(spec, has_base=True):
             return bits_apart(tensor, base).view(spec.shape)
         return tensor
@@ -216,7 +219,3 @@ def is_statistic(name: str) -> bool:
 
 def _whole_numbers(spec: TensorSpec) -> TensorSpec:
     return TensorSpec(f"int{8 * spec.item_size}", spec.shape)
-
-
-def _spec_of(tensor: Tensor) -> TensorSpec:
-    return TensorSpec(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))

@@ -88,8 +88,8 @@ class Outgoing:
 
     def _may_wait(self, name: str) -> bool:
         spec = spec_of(self.tensors)[name]
-        is_float = spec.dtype.startswith(("float", "bfloat")) and spec.count > 0
-        return self.least > 0 and is_float and name in self.base and not is_statistic(name)
+        has_changes = spec.is_floating and spec.count > 0
+        return self.least > 0 and has_changes and name in self.base and not is_statistic(name)
 
     def _is_sent(self, name: str) -> bool:
         if not self._may_wait(name):

@@ -91,7 +91,7 @@ def require_start(name: str, model: Mapping[str, Tensor]) -> None:
 
 def is_averaged(spec: TensorSpec) -> bool:
     """Whether means of such a tensor have a meaning: floating and complex ones, neither integers nor booleans."""
-    return spec.dtype.startswith(("float", "bfloat", "complex"))
+    return spec.is_inexact
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -232,6 +232,7 @@ def _cpu(run: RunDir, folder: Path) -> list[Row]:
         shorten(
             update,
             pipeline=pipeline,
+            seed=1,
             previous=base,
             residual=residual.path,
             model_out=folder / "model",

@@ -161,6 +161,7 @@ def _onwards(place: Path, down: Pipeline, model: Path, number: int) -> int:
     shortened = shorten(
         place / "made.safetensors",
         pipeline=down,
+        seed=number,
         previous=model,
         residual=place / f"residual{number - 1}",
         model_out=place / "next.safetensors",

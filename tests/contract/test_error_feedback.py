@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedctl.arrival import Arrival
-from fedctl.codecs.pipeline import Pipeline
+from fedctl.codecs.pipeline import Pipeline, seed_of_model
 from fedctl.durable import digest
 from fedctl.node.agent import Blobs
 from fedctl.node.trainers.parts import is_model_here
@@ -114,6 +114,7 @@ class TestAModelThatIsMadeOnTheNode:
         shortened = shorten(
             made,
             pipeline=Pipeline.of(down),
+            seed=seed_of_model(digest(before)),
             previous=before,
             residual=tmp_path / "none",
             model_out=tmp_path / "after.safetensors",

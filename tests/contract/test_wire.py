@@ -359,6 +359,7 @@ class TestModels:
             shortened = shorten(
                 tmp_path / "made.safetensors",
                 pipeline=pipeline,
+                seed=seed_of_model(digest(files[number - 1])),
                 previous=files[number - 1],
                 residual=tmp_path / f"residual{number - 1}.safetensors",
                 model_out=files[number],
@@ -384,6 +385,7 @@ class TestModels:
         shorten(
             tmp_path / "made.safetensors",
             pipeline=Pipeline(),
+            seed=0,
             previous=tmp_path / "before.safetensors",
             residual=tmp_path / "none",
             model_out=tmp_path / "after.safetensors",

@@ -33,9 +33,9 @@ class Handing:
 
     def save(self, path: Path) -> Blob:
         """Write the update; raises ModelError for a tensor that no file can hold."""
-        if self.update.pipeline.is_plain and not self.update.least:
-            return save(path, self.update.tensors)
-        return self.update.save(path, self.expected, self.beside)
+        if self.update.pipeline.is_coded(self.update.least):
+            return self.update.save(path, self.expected, self.beside)
+        return save(path, self.update.tensors)
 
 
 def handed_in(
@@ -46,23 +46,23 @@ def handed_in(
     kept: Kept | None,
 ) -> Handing:
     """Of a trained model's tensors those that travel now, with the rule's controls beside them."""
-    share, base = share_of(task), Weights.open(models["base"])
+    share, model = share_of(task), Weights.open(models["base"])
     shared = {name: tensor for name, tensor in state.items() if share.covers(name)}
     if task.key.kind != "train":
         whole = Outgoing(pipeline=Pipeline(), tensors=shared, base={})
         return Handing(update=whole, expected={}, beside={}, waiting={})
     due = share.due({name: spec.size for name, spec in spec_of(shared).items()}, task.key.round)
-    spec = base.spec
+    base = part(model, [name for name in model if name in due])
     return Handing(
         update=Outgoing(
             pipeline=Pipeline.of(task.codec.get("up", ())),
             tensors={name: shared[name] for name in due} | {CONTROL + name: one for name, one in controls.items()},
-            base=part(base, [name for name in base if name in due]),
+            base=base,
             residual=kept.residual if kept else {},
             seed=task.seed,
             least=share.change,
         ),
-        expected={name: spec[name] for name in due if name in spec},
-        beside=controls_of({name: spec[name] for name in due if name in spec}) if controls else {},
+        expected=base.spec,
+        beside=controls_of(base.spec) if controls else {},
         waiting={name: shared[name] for name in shared if name not in due},
     )

@@ -1,8 +1,7 @@
 """The parts of a model on a node: what came of the federation, what the node keeps, and the rest as it was at first."""
 
 import fcntl
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +29,13 @@ def is_rest_here(task: Task, blobs: Blobs) -> bool:
 
     Where it cannot be built to the bit, that is noted, so that it is sent. Raises whatever the user's code raises.
     """
-    blob = task.models.get(REST)
-    if blob is None:
-        return True
-    with _making(blobs, blob):
-        return blobs.verify(blob.digest) or _is_rest_built(task, blobs, blob)
 
-
-def _is_rest_built(task: Task, blobs: Blobs, blob: Blob) -> bool:
-    built = blobs.path(blob.digest).with_suffix(f".{task.key.folder}")
-    try:
+    def build(path: Path) -> Blob:
         first, share = initial(task).state_dict(), share_of(task)
-        found = save(built, {name: tensor for name, tensor in first.items() if not share.covers(name)})
-        if found == blob:
-            built.replace(blobs.path(blob.digest))
-            return True
-    except ModelError:  # the code gives what no file can hold, and gave another model to the coordinator
-        pass
-    finally:
-        built.unlink(missing_ok=True)
-    blobs.want(blob.digest)
-    return False
+        return save(path, {name: tensor for name, tensor in first.items() if not share.covers(name)})
+
+    blob = task.models.get(REST)
+    return blob is None or _is_here(task, blobs, blob, build)
 
 
 def is_model_here(task: Task, blobs: Blobs) -> bool:
@@ -58,37 +43,36 @@ def is_model_here(task: Task, blobs: Blobs) -> bool:
 
     Where it cannot be made to the bit, that is noted, so that it is sent.
     """
-    blob = next(blob for label, blob in task.models.items() if label in NEWEST)
-    with _making(blobs, blob):
-        return blobs.verify(blob.digest) or _is_model_made(task, blobs, blob)
-
-
-def _is_model_made(task: Task, blobs: Blobs, blob: Blob) -> bool:
     difference, previous = task.models[DIFFERENCE], task.previous
-    made = blobs.path(blob.digest).with_suffix(f".{task.key.folder}")
-    try:
-        if previous and blobs.verify(previous.digest) and blobs.verify(difference.digest):
-            before = Weights.open(blobs.path(previous.digest))
-            pipeline = Pipeline.of(task.codec.get("down", ()))
-            seed = seed_of_model(previous)
-            found = save(made, read(blobs.path(difference.digest), pipeline, before.spec, before, seed=seed, least=1.0))
-            if found == blob:
-                made.replace(blobs.path(blob.digest))
-                return True
-    except ModelError:  # another version of a library; the whole model comes
-        pass
-    finally:
-        made.unlink(missing_ok=True)
-    blobs.want(blob.digest)
-    return False
+
+    def make(path: Path) -> Blob | None:
+        if not (previous and blobs.verify(previous.digest) and blobs.verify(difference.digest)):
+            return None
+        before = Weights.open(blobs.path(previous.digest))
+        pipeline, seed = Pipeline.of(task.codec.get("down", ())), seed_of_model(previous)
+        return save(path, read(blobs.path(difference.digest), pipeline, before.spec, before, seed=seed, least=1.0))
+
+    return _is_here(task, blobs, next(blob for label, blob in task.models.items() if label in NEWEST), make)
 
 
-@contextmanager
-def _making(blobs: Blobs, blob: Blob) -> Iterator[None]:
-    """One process of this machine at a time makes a blob; the others find it there."""
-    with blobs.path(blob.digest).with_suffix(".making").open("wb") as lock:
+def _is_here(task: Task, blobs: Blobs, blob: Blob, make: Callable[[Path], Blob | None]) -> bool:
+    """Whether a blob is on this machine, where one process at a time may `make` it, and the others find it."""
+    path = blobs.path(blob.digest)
+    made = path.with_suffix(f".{task.key.folder}")
+    with path.with_suffix(".making").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        if blobs.verify(blob.digest):
+            return True
+        try:
+            if make(made) == blob:
+                made.replace(path)
+                return True
+        except ModelError:  # other code, or another version of a library, than the coordinator's
+            pass
+        finally:
+            made.unlink(missing_ok=True)
+        blobs.want(blob.digest)
+        return False
 
 
 def initial(task: Task) -> Any:
