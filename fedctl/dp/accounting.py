@@ -1,0 +1,153 @@
+"""What was spent: the door to the accountants of Opacus, which imports torch and takes seconds the first time.
+
+A history is the noise of each training or round as a multiple of the clip, the share of examples (or nodes) that took
+part by chance, and the number of steps; all in the relation of one more or one less.
+"""
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+Step = tuple[float, float, int]
+"""Noise, rate in (0, 1], steps."""
+
+Accountant = Literal["prv", "rdp"]
+
+_ERROR = 0.01  # of epsilon, by which the numerical accountant may be too high
+_MOST_POINTS = 1 << 22  # of its grid: some seconds of one core
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """The `epsilon` at `delta`, an upper bound, and which accountant gave it: infinite where a step had no noise."""
+
+    epsilon: float
+    delta: float
+    accountant: Accountant = "rdp"
+
+
+def spent(history: Iterable[Sequence[float]], delta: float, *, is_discrete: bool = False) -> Spent:
+    """What a history comes to; nothing costs nothing.
+
+    The lower of two bounds: Rényi differential privacy, and where its grid is of a reasonable size the numerical
+    composition of Gopi, Lee, Wutschitz (NeurIPS 2021), which is tighter but for very little noise or very few steps.
+    With `is_discrete` noise it is the first alone: that is proven for the discrete Gaussian as for the Gaussian
+    (Canonne, Kamath, Steinke 2020), and the second is not. Raises ValueError for what is no history.
+    """
+    steps = _merged(history)
+    if not 0 < delta < 1:
+        raise ValueError(f"delta should be between 0 and 1, not {delta}")
+    if not steps:
+        return Spent(epsilon=0.0, delta=delta)
+    if any(noise == 0 for noise, _, _ in steps):
+        return Spent(epsilon=math.inf, delta=delta)
+    bound = Spent(epsilon=_rdp(steps, delta), delta=delta)
+    if is_discrete or not _is_for_a_grid(steps, delta):
+        return bound
+    return min(bound, Spent(epsilon=_prv(steps, delta), delta=delta, accountant="prv"), key=lambda one: one.epsilon)
+
+
+def epsilon(history: Iterable[Sequence[float]], delta: float, *, is_discrete: bool = False) -> float:
+    """The epsilon of `spent`."""
+    return spent(history, delta, is_discrete=is_discrete).epsilon
+
+
+def steps_within(
+    budget: float,
+    step: tuple[float, float],
+    delta: float,
+    *,
+    history: Sequence[Step] = (),
+    most: int = 100_000,
+    is_discrete: bool = False,
+) -> int:
+    """How many more steps (or rounds) of this noise and rate a budget allows, up to `most`, after what is spent."""
+
+    def is_within(count: int, *, is_discrete: bool = is_discrete) -> bool:
+        return epsilon([*history, (*step, count)], delta, is_discrete=is_discrete) <= budget
+
+    # The bound that costs nothing first: the other one allows a little more.
+    low = _last(lambda count: is_within(count, is_discrete=True), 0, most)
+    return low if is_discrete else _last(is_within, low, most)
+
+
+def _last(holds: Callable[[int], bool], low: int, most: int) -> int:
+    """The last count up to `most` for which that holds, from one on for which it does."""
+    gap = max(1, low // 8)
+    high = low
+    while high < most:
+        low, high, gap = high, min(most, high + gap), 2 * gap
+        if not holds(high):
+            break
+    else:
+        return most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def _merged(history: Iterable[Sequence[float]]) -> tuple[Step, ...]:
+    """The history with like steps counted together, which costs the accountants less; raises ValueError."""
+    found: dict[tuple[float, float], int] = {}
+    for noise, rate, steps in history:
+        if not (math.isfinite(noise) and noise >= 0 and 0 < rate <= 1 and steps >= 0 and int(steps) == steps):
+            raise ValueError(f"no step of a history: noise {noise}, rate {rate}, {steps} steps")
+        if steps:
+            found[float(noise), float(rate)] = found.get((float(noise), float(rate)), 0) + int(steps)
+    return tuple((*key, steps) for key, steps in sorted(found.items()))
+
+
+# Nodes with as many examples ask for the same, and a round for what the one before has looked ahead to.
+
+
+@lru_cache(maxsize=1024)
+def _rdp(steps: tuple[Step, ...], delta: float) -> float:
+    with _quiet():
+        from opacus.accountants import RDPAccountant
+
+        accountant = RDPAccountant()
+        accountant.history = list(steps)
+        return float(accountant.get_epsilon(delta))
+
+
+@lru_cache(maxsize=1024)
+def _prv(steps: tuple[Step, ...], delta: float) -> float:
+    """Infinite where the accountant finds that its grid does not do: the other bound holds all the same."""
+    with _quiet(), suppress(RuntimeError, ValueError):
+        from opacus.accountants import PRVAccountant
+
+        accountant = PRVAccountant()
+        accountant.history = list(steps)
+        found = float(accountant.get_epsilon(delta, eps_error=_ERROR))
+        return math.inf if math.isnan(found) else found
+    return math.inf
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings (of better orders, of the logarithm of 0 at a rate of 1), and with the log as it was.
+
+    Opacus gives the root logger a handler as it is imported, and everybody's messages would come out of it.
+    """
+    handlers = logging.root.handlers[:]
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.root.handlers[:] = handlers
+
+
+def _is_for_a_grid(steps: tuple[Step, ...], delta: float) -> bool:
+    """Whether the numerical accountant's grid, from its mesh and the span of the privacy loss, is of a sane size."""
+    error = delta / 1000
+    mesh = _ERROR / math.sqrt(sum(count for _, _, count in steps) * math.log(12 / error) / 2)
+    return 2 * (_rdp(steps, error / 4) + 3) / mesh <= _MOST_POINTS
