@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
-from fedctl.events import load
+from fedctl.eventlines import load
 from fedctl.records import Progress
 from fedctl.state import fold
 from fedctl.views.dashboard import dashboard

@@ -6,7 +6,7 @@ Every action is idempotent under its key and ends in an event.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fedctl.records import Blob, TaskKey
+from fedctl.records import Blob, Kind, TaskKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +24,7 @@ class Prepare:
 class Perform:
     """Have a node do a task on these models; it goes on with what its training `kept` has left on it (None: nothing).
 
+    `steps` has the nodes that have done each step of a round with masked updates so far.
     `previous` is the model that a `DIFFERENCE` among the models leads on from. `passes` multiplies the epochs (alone,
     all rounds are one task). After `seconds` the node hands in what it has done; None lets it come to its end.
     """
@@ -34,6 +35,7 @@ class Perform:
     passes: int = 1
     kept: TaskKey | None = None
     seconds: float | None = None
+    steps: Mapping[Kind, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -56,7 +58,7 @@ class Cancel:
 class OpenRound:
     """Open a round with this cohort; `wanted` updates close it, and it cannot close without a `quorum`.
 
-    Updates that began up to `max_staleness` rounds earlier count in it.
+    Updates that began up to `max_staleness` rounds earlier count in it. In a `secure` one updates are masked.
     """
 
     round: int
@@ -64,6 +66,7 @@ class OpenRound:
     wanted: int
     quorum: int
     max_staleness: int = 0
+    secure: bool = False
 
     @property
     def key(self) -> str:
@@ -80,6 +83,19 @@ class WidenRound:
     @property
     def key(self) -> str:
         return f"widen/{self.round}/{'/'.join(self.nodes)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseStep:
+    """Go on to the next step of a round with masked updates, with these nodes."""
+
+    round: int
+    step: Kind
+    nodes: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        return f"step/{self.round}/{self.step}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +123,9 @@ class Hold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finish:
-    """All is done."""
+    """All is done; or no more can be, for the `reason`."""
 
+    reason: str = ""
     key: str = "finish"
 
 
@@ -120,4 +137,4 @@ class GiveUp:
     key: str = "give up"
 
 
-Action = Prepare | Perform | Cancel | OpenRound | WidenRound | Aggregate | Hold | Finish | GiveUp
+Action = Prepare | Perform | Cancel | OpenRound | WidenRound | CloseStep | Aggregate | Hold | Finish | GiveUp

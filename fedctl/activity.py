@@ -10,7 +10,7 @@ from typing import Literal
 
 from fedctl import fleet
 from fedctl.records import Kind, TaskKey
-from fedctl.state import Answer, Failed, NodeState, Received, RunState, Scored
+from fedctl.state import Answer, Failed, NodeState, Received, RunState, Said, Scored
 from fedctl.traffic import Traffic
 
 Activity = Literal[
@@ -21,6 +21,8 @@ Activity = Literal[
     "alone",
     "comparing",
     "fine-tuning",
+    "masking",
+    "unmasking",
     "unreachable",
     "unknown",
     "done",
@@ -37,6 +39,10 @@ _AT_WORK: Mapping[Kind, Activity] = {
     "compare": "comparing",
     "finetune": "fine-tuning",
     "initialize": "preparing",
+    "keys": "masking",
+    "shares": "masking",
+    "agree": "unmasking",
+    "unmask": "unmasking",
 }
 
 
@@ -144,5 +150,5 @@ def _outcome(answer: Answer | None) -> Activity:
             return "waiting"
         case Failed():
             return "failed"
-        case Received() | Scored():
+        case Received() | Scored() | Said():
             return "done"

@@ -175,6 +175,7 @@ def aggregate_round(
     late: Mapping[str, Late] | None = None,
     share: Share = EVERYTHING,
     round: int = 1,
+    metadata: Mapping[str, str] | None = None,
 ) -> Closed:
     """Write the next model to `model_out`, last of all.
 
@@ -182,7 +183,8 @@ def aggregate_round(
     `steps` and `losses` have what is known besides, as `Contribution` takes it, and `late` those that began earlier.
     Of the model a `round` shares what `share` says, and the rest of it stays as it was.
     `memory` is the previous round's `memory_out`, where there is one; a strategy without memory writes none.
-    Controls beside an update's weights go to a strategy that uses them, and else are left out.
+    Controls beside an update's weights go to a strategy that uses them, and else are left out. The model's file says
+    what is in `metadata`.
     Raises ModelError for a file that is not sound, and for a strategy that makes values NaN or infinite.
     """
     give_back_what_is_freed()
@@ -191,7 +193,7 @@ def aggregate_round(
     remembered = Weights.open(memory) if memory else {}
     if not start:
         carried = save(memory_out, remembered) if remembered and memory_out else None
-        return Closed(model=save(model_out, before), memory=carried)
+        return Closed(model=save(model_out, before, metadata), memory=carried)
     contributions = []
     for name, (path, examples) in updates.items():
         weights, controls = split(Weights.open(path))
@@ -214,7 +216,7 @@ def aggregate_round(
         if share.is_scheduled:
             kept = joined(kept, remembered)
         written = save(memory_out, kept) if kept and memory_out else None
-        return Closed(model=save(model_out, joined(_checked(outcome.model), before)), memory=written)
+        return Closed(model=save(model_out, joined(_checked(outcome.model), before), metadata), memory=written)
     except (FedctlError, OSError):
         raise
     except Exception as error:  # a user's own strategy may raise anything

@@ -8,9 +8,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar, assert_never
 
-from fedctl.events import ModelEvaluated, TaskFailed, TaskStarted, UpdateLost, UpdateReceived
-from fedctl.records import TaskKey
-from fedctl.runstate import Answer, Failed, Pending, Received, RunState, Scored
+from fedctl.events import MessageReceived, ModelEvaluated, TaskFailed, TaskStarted, UpdateLost, UpdateReceived
+from fedctl.records import Kind, TaskKey
+from fedctl.runstate import Answer, Failed, Pending, Received, RunState, Said, Scored
 from fedctl.traffic import Traffic
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ def update_received(state: RunState, event: UpdateReceived) -> RunState:
         return state
     if key.node not in state.nodes:
         return state
-    if key.kind == "train" and not state.counts(key):
+    if key.kind == "train" and (not state.counts(key) or _is_settled(state, key, None)):
         return state.with_node(key.node, task=None) if state.nodes[key.node].task == key else state
     received = Received(
         key=key,
@@ -69,6 +69,9 @@ def update_received(state: RunState, event: UpdateReceived) -> RunState:
     if key.kind != "train":
         return state
     contributions = state.nodes[key.node].contributions + 1
+    if metered := event.privacy:
+        step = (metered["noise"], metered["rate"], int(metered["steps"]))
+        state = state.with_node(key.node, spent=(*state.nodes[key.node].spent, step))
     return state.with_node(
         key.node,
         metrics=event.metrics,
@@ -98,6 +101,15 @@ def update_lost(state: RunState, event: UpdateLost) -> RunState:
         carried=_without(state.carried, key.node),
         pending={**state.pending, key.node: Pending(key=key, asked_at=event.at)},
     )
+
+
+def message_received(state: RunState, event: MessageReceived) -> RunState:
+    key = event.task
+    is_known = isinstance(state.answers(key.kind, key.round).get(key.node), Said)
+    if key.node not in state.nodes or is_known or not state.is_open(key.round) or _has_closed(state, key.kind):
+        return state
+    state = state.with_node(key.node, error=None, detail="")
+    return _answered(_worked(state, key, event.bytes), key, Said(key=key, message=event.message), event.at)
 
 
 def model_evaluated(state: RunState, event: ModelEvaluated) -> RunState:
@@ -134,6 +146,11 @@ def _answered(state: RunState, key: TaskKey, answer: Answer, at: datetime) -> Ru
             return replace(state, finetuned={**state.finetuned, key.node: answer})
         case "compare":
             return replace(state, compared={**state.compared, key.node: answer})
+        case "keys" | "shares" | "agree" | "unmask":
+            if state.open is None:
+                return state
+            said = {**state.open.said.get(key.kind, {}), key.node: answer}
+            return replace(state, open=replace(state.open, said={**state.open.said, key.kind: said}))
         case "initialize":
             return replace(state, initialization=answer if isinstance(answer, Failed) else None)
         case _:
@@ -157,7 +174,9 @@ def _without(many: Mapping[str, T], name: str) -> dict[str, T]:
 def _is_past(state: RunState, key: TaskKey) -> bool:
     """True when a task's start or failure is no news: it was answered, tried again, or its round is closed."""
     match key.kind, state.answers(key.kind, key.round).get(key.node):
-        case "train", _ if not state.counts(key):
+        case "train", answer if not state.counts(key) or _is_settled(state, key, answer):
+            return True
+        case "keys" | "shares" | "agree" | "unmask", _ if not state.is_open(key.round) or _has_closed(state, key.kind):
             return True
         case "initialize", _ if state.model is not None:
             return True
@@ -165,3 +184,16 @@ def _is_past(state: RunState, key: TaskKey) -> bool:
             return attempt >= key.attempt
         case _, answer:
             return answer is not None
+
+
+def _has_closed(state: RunState, step: Kind) -> bool:
+    """Whether the open round has gone past one of its steps."""
+    return state.open is not None and step in state.open.steps
+
+
+def _is_settled(state: RunState, key: TaskKey, answer: Answer | None) -> bool:
+    """Whether a round has gone past its training without this node; one that is in its sum may send it again."""
+    opened = state.open
+    if opened is None or opened.number != key.round or "train" not in opened.steps:
+        return False
+    return key.node not in opened.steps["train"] or isinstance(answer, Received)

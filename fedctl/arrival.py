@@ -15,6 +15,7 @@ from fedctl.records import Blob
 from fedctl.share import Share
 
 if TYPE_CHECKING:
+    from fedctl.header import TensorSpec
     from fedctl.weights import Lazy
 
 SLACK = 1 << 20
@@ -29,7 +30,7 @@ class Arrival:
 
     `model` is the file of the one that it was trained from, of which a `round` takes what `share` says; the `pipeline`
     wrote it with that `seed`. With `controls`, these may stand beside the weights. `farthest` is as `check_update`
-    takes it.
+    takes it. A masked update is one `row` of whole numbers, of which nothing more can be told.
     """
 
     model: Path
@@ -39,11 +40,12 @@ class Arrival:
     seed: int
     controls: bool
     farthest: float | None
+    row: "TensorSpec | None" = None
 
     @property
     def is_coded(self) -> bool:
         """Whether what travels is not the update itself."""
-        return self.pipeline.is_coded(self.share.change)
+        return self.row is None and self.pipeline.is_coded(self.share.change)
 
     def most(self, model: int) -> int:
         """How many bytes such an update may have, of a model of so many: what its parts take, or that twice."""
@@ -86,6 +88,10 @@ class Arrival:
         from fedctl.soundness import check_update
         from fedctl.weights import Weights
 
+        if self.row is not None:
+            _check_masked(update, self.row)
+            return
+
         try:
             found = Weights.open(update, what="its update")
             check_update(found, self._base(), what="its update", farthest=self.farthest, controls=self.controls)
@@ -99,3 +105,18 @@ class Arrival:
         from fedctl.weights import Weights
 
         return due(Weights.open(self.model), self.share, self.round)
+
+
+def _check_masked(update: Path, row: "TensorSpec") -> None:
+    """Remove, with a ModelError, a file that is no such row."""
+    from fedctl.masked import VECTOR
+    from fedctl.weights import Weights
+
+    try:
+        is_right = Weights.open(update, what="its update").spec == {VECTOR: row}
+    except ModelError:
+        update.unlink()
+        raise
+    if not is_right:
+        update.unlink()
+        raise ModelError("its update is no masked one of this model")

@@ -6,9 +6,10 @@ Pure, as `plan` is, whose part it is.
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
+from fedctl import fleet
 from fedctl.actions import Action, Aggregate, Cancel, GiveUp, Hold, Perform
 from fedctl.federation import Federation
-from fedctl.records import DIFFERENCE, NEWEST, REST, Blob, TaskKey
+from fedctl.records import DIFFERENCE, NEWEST, REST, Blob, Kind, TaskKey
 from fedctl.runstate import Answer, Failed, RoundState, RunState
 
 PARTIAL = 0.9
@@ -62,12 +63,58 @@ def perform(
         labelled[DIFFERENCE], previous = state.difference, state.previous
     goes_on = federation.keeps and key.kind in ("train", "evaluate", "finetune")
     kept = state.nodes[key.node].kept if goes_on else None
-    return Perform(task=key, models=labelled, previous=previous, passes=passes, kept=kept, seconds=seconds)
+    steps = state.open.steps if state.open and state.open.number == key.round else {}
+    return Perform(task=key, models=labelled, previous=previous, passes=passes, kept=kept, seconds=seconds, steps=steps)
 
 
-def called_off(federation: Federation, key: TaskKey) -> Action:
-    """Stop a task whose time is over."""
-    return Cancel(task=key, reason=f"the deadline of {federation.schedule.deadline_s:.0f} s passed")
+def tasks(
+    state: RunState,
+    federation: Federation,
+    kind: Kind,
+    round: int,
+    models: Mapping[str, Blob],
+    *,
+    late: bool = False,
+    nodes: Iterable[str] | None = None,
+    passes: Mapping[str, int] | None = None,
+    seconds: float | None = None,
+    overdue: str = "",
+) -> list[Action]:
+    """One task a ready node that has not answered yet; past the deadline those are cancelled instead, as `overdue`."""
+    answers = state.answers(kind, round)
+    wanted = None if nodes is None else set(nodes)
+    actions: list[Action] = []
+    for name in fleet.ready(state):
+        if wanted is not None and name not in wanted:
+            continue
+        attempt = next_attempt(answers.get(name), federation.schedule.attempts)
+        if attempt is None:
+            continue
+        key = TaskKey(round=round, node=name, kind=kind, attempt=attempt)
+        if late:
+            actions.append(called_off(federation, key, overdue))
+        else:
+            times = (passes or {}).get(name, 1)
+            actions.append(perform(state, federation, key, models, passes=times, seconds=seconds))
+    return actions
+
+
+def called_off(federation: Federation, key: TaskKey, reason: str = "") -> Action:
+    """Stop a task whose time is over; unless a `reason` says otherwise, that of its round."""
+    return Cancel(task=key, reason=reason or f"the deadline of {federation.schedule.deadline_s:.0f} s passed")
+
+
+def is_awaited(
+    state: RunState, answers: Mapping[str, Answer], names: Iterable[str], federation: Federation, now: datetime
+) -> bool:
+    """Whether one of these nodes has not answered and may come back before patience ends."""
+    attempts = federation.schedule.attempts
+    return any(
+        next_attempt(answers.get(name), attempts) is not None
+        and name in state.nodes
+        and fleet.is_expected(state.nodes[name], federation, now)
+        for name in names
+    )
 
 
 def close(opened: RoundState, *, hold: bool) -> list[Action]:

@@ -45,16 +45,23 @@ _MISSING = re.compile(r"No module named '(\w{1,60}(?:\.\w{1,60}){0,9})'")
 NODE_PART = (
     "__init__.py",
     "header.py",
+    "masked.py",
     "strictjson.py",
     "records.py",
+    "names.py",
     "errors.py",
     "families.py",
     "weights.py",
     "partition.py",
     "share.py",
+    "privacy.py",
     "codecs",
+    "dp",
+    "secagg",
     "node",
 )
+OWNERS_PART = "owner"
+"""What a node's owner has put there already, or does not want: it guards, and comes from nobody who is guarded."""
 
 
 def pack(federation: Federation) -> bytes:
@@ -64,6 +71,8 @@ def pack(federation: Federation) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for part in NODE_PART:
             for path in [package / part] if part.endswith(".py") else sorted((package / part).rglob("*.py")):
+                if path.parent.name == OWNERS_PART:
+                    continue
                 _add(archive, path, f"fedctl/{path.relative_to(package)}")
         total = 0
         for path in project_files(federation.folder):

@@ -7,25 +7,22 @@ decides anything: `plan` does, from the state alone. Nothing here shows anything
 import importlib
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, assert_never
 
 from fedctl import staleness, takeup, tidying
-from fedctl.actions import Action, Aggregate, Cancel, Finish, GiveUp, Hold, OpenRound, Perform, Prepare, WidenRound
+from fedctl.actions import Action, Aggregate, Cancel, Finish, Perform, Prepare
 from fedctl.clock import Clock, no_earlier, steady
 from fedctl.codecs.pipeline import Ways
+from fedctl.decisions import decided
 from fedctl.errors import ConnectionLost, FedctlError, ModelError, NodeError, RunError
 from fedctl.events import (
     Event,
     ModelInitialized,
     NodeReady,
     RoundAggregated,
-    RoundHeld,
-    RoundOpened,
-    RoundWidened,
     RunFailed,
-    RunFinished,
     TaskFailed,
     TaskStarted,
     UpdateReceived,
@@ -123,22 +120,12 @@ class Coordinator:
                 self._begin(action)
 
     def _begin(self, action: Action) -> None:
-        match action:
-            case OpenRound():
-                self._land(action, RoundOpened(at=self._clock(), **asdict(action)))
-            case WidenRound():
-                self._land(action, RoundWidened(at=self._clock(), round=action.round, nodes=action.nodes))
-            case Hold():
-                self._land(action, RoundHeld(at=self._clock(), round=action.round))
-            case Finish():
-                self._run.sync_alone()
-                self._land(action, RunFinished(at=self._clock()))
-            case GiveUp():
-                self._land(action, RunFailed(at=self._clock(), reason=action.reason))
-            case Prepare() | Perform() | Cancel() | Aggregate():
-                threading.Thread(target=self._fly, args=(action,), name=action.key, daemon=True).start()
-            case _:
-                assert_never(action)
+        if isinstance(action, Prepare | Perform | Cancel | Aggregate):
+            threading.Thread(target=self._fly, args=(action,), name=action.key, daemon=True).start()
+            return
+        if isinstance(action, Finish):
+            self._run.sync_alone()
+        self._land(action, decided(action, self._clock()))
 
     def _fly(self, action: Prepare | Perform | Cancel | Aggregate) -> None:
         try:
@@ -184,10 +171,9 @@ class Coordinator:
                 self._state,
                 contributors=action.contributors,
                 strategy=self._strategy,
-                share=self._federation.share,
+                federation=self._federation,
                 down=self._ways.down,
                 staleness=staleness.build(self._federation.schedule.staleness),
-                model_args=self._federation.task.model_args,
                 at=self._clock,
             )
         except ModelError as error:

@@ -8,7 +8,7 @@ carried into the next.
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from fedctl.events import RoundAggregated, RoundOpened, RoundWidened
+from fedctl.events import RoundAggregated, RoundOpened, RoundWidened, StepClosed
 from fedctl.records import TaskKey
 from fedctl.runstate import Failed, NodeState, Pending, Received, RoundReport, RoundState, RunState
 
@@ -26,6 +26,8 @@ def round_opened(state: RunState, event: RoundOpened) -> RunState:
         answered_s=dict.fromkeys(state.carried, 0.0),
         asked_at=dict.fromkeys(event.nodes, event.at),
         max_staleness=event.max_staleness,
+        secure=event.secure,
+        step_at=event.at,
     )
     return replace(state, open=opened, carried={})
 
@@ -37,6 +39,13 @@ def round_widened(state: RunState, event: RoundWidened) -> RunState:
     added = tuple(name for name in event.nodes if name not in opened.nodes)
     asked_at = {**opened.asked_at, **dict.fromkeys(added, event.at)}
     return replace(state, open=replace(opened, nodes=opened.nodes + added, asked_at=asked_at))
+
+
+def step_closed(state: RunState, event: StepClosed) -> RunState:
+    opened = state.open
+    if opened is None or opened.number != event.round or event.step in opened.steps:
+        return state
+    return replace(state, open=replace(opened, steps={**opened.steps, event.step: event.nodes}, step_at=event.at))
 
 
 def round_aggregated(state: RunState, event: RoundAggregated) -> RunState:
@@ -53,6 +62,7 @@ def round_aggregated(state: RunState, event: RoundAggregated) -> RunState:
         model=event.model,
         memory=event.memory,
         difference=event.difference,
+        epsilon=event.epsilon,
         opened_at=opened.opened_at,
         closed_at=event.at,
         answered_s={name: opened.answered_s[name] for name in told},
@@ -70,6 +80,8 @@ def round_aggregated(state: RunState, event: RoundAggregated) -> RunState:
         model=event.model,
         memory=event.memory,
         difference=event.difference,
+        epsilon=event.epsilon if event.epsilon is not None else state.epsilon,
+        epsilon_next=event.epsilon_next,
         previous=state.model if event.difference else None,
         status="running" if state.status == "held" else state.status,
         open=None,

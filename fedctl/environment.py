@@ -65,7 +65,7 @@ def environments(federation: Federation) -> dict[str, Environment | Given]:
     wheels: dict[Path, dict[str, Blob]] = {}
     for node in federation.nodes:
         if node.python is not None:
-            found[node.name] = Given(python=node.python, packages=federation.codec.packages)
+            found[node.name] = Given(python=node.python, packages=federation.packages)
         elif node.host != "local":
             if requirements is None:
                 requirements = _requirements(federation)

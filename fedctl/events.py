@@ -1,18 +1,15 @@
 """What has happened, in the past tense: the lines of the journal.
 
-Owns the union `Event` and its JSON form; knows nothing of who listens. Every event carries `at`, the coordinator's wall
-clock in UTC. `dump` gives one line, `load` reads it back and refuses anything it does not know.
+Owns the union `Event`; knows nothing of who listens. Every event carries `at`, the coordinator's wall clock in UTC.
 """
 
-import dataclasses
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, get_args
+from datetime import datetime
+from typing import Any
 
-from fedctl import strictjson
-from fedctl.records import Blob, Score, TaskKey
+from fedctl.ledger import Pin
+from fedctl.records import Blob, Kind, Score, TaskKey
 from fedctl.traffic import Traffic
 
 UNNEEDED = "the round was closed without it"
@@ -24,7 +21,8 @@ class RunStarted:
     """A coordinator took up the run; a second one in a journal is a resume.
 
     `absent_s` is how long no coordinator lived before it, and `patience_s` how long the run waits for a node to come
-    back (None: for ever).
+    back (None: for ever). By `draw`, a number of this run's own, nodes are drawn where chance is part of a guarantee.
+    `noise` says who adds it (empty: nobody does), and a run ends before it would spend more than `budget` at `delta`.
     """
 
     at: datetime
@@ -38,6 +36,10 @@ class RunStarted:
     mode: str
     absent_s: float = 0.0
     patience_s: float | None = None
+    draw: int = 0
+    noise: str = ""
+    delta: float | None = None
+    budget: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +91,8 @@ class ModelInitialized:
 class RoundOpened:
     """A round began with this cohort; the first `wanted` updates close it, and with fewer than `quorum` it cannot.
 
-    Updates of earlier rounds' trainings count in it up to `max_staleness` rounds later (0: none do).
+    Updates of earlier rounds' trainings count in it up to `max_staleness` rounds later (0: none do). In a `secure` one
+    updates are masked.
     """
 
     at: datetime
@@ -98,6 +101,7 @@ class RoundOpened:
     wanted: int = 0
     quorum: int = 0
     max_staleness: int = 0
+    secure: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +139,7 @@ class UpdateReceived:
     `seconds` is the node's time in fit, `line_s` what its model and its update took on the line, `accelerator` what it
     trained on, as torch calls it: `cpu`, `cuda:1`. `steps` are those of the optimizer; a `partial` update is what the
     node had done when its time was over, and a `fresh` one comes of a node on which what it had kept was gone.
+    `wire` is the update as it travelled where codecs packed it, `ledger` the entry of the node's ledger for its result.
     """
 
     at: datetime
@@ -149,6 +154,9 @@ class UpdateReceived:
     partial: bool = False
     fresh: bool = False
     line_s: float = 0.0
+    privacy: Mapping[str, float] = field(default_factory=dict)
+    wire: Blob | None = None
+    ledger: Pin | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,13 +170,40 @@ class UpdateLost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelEvaluated:
-    """A node scored one or more models on its own validation data."""
+    """A node scored one or more models on its own validation data; `ledger` is its ledger's entry for that."""
 
     at: datetime
     task: TaskKey
     scores: Mapping[str, Score]
     seconds: float
     bytes: Traffic = Traffic()
+    ledger: Pin | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepClosed:
+    """A step of a round whose updates are masked came to its end; these nodes did it, and go on to the next.
+
+    After `keys` they are the round's cohort, after `shares` those that train, after `train` those that the round's sum
+    is of, and after `agree` those that signed that.
+    """
+
+    at: datetime
+    round: int
+    step: Kind
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageReceived:
+    """What a node says to others in a step of secure aggregation is on the coordinator's disk, checked."""
+
+    at: datetime
+    task: TaskKey
+    message: Blob
+    seconds: float
+    bytes: Traffic = Traffic()
+    ledger: Pin | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +219,8 @@ class RoundAggregated:
     """The updates of these contributors became the next model.
 
     `memory` is what the strategy sends beside it, and its `difference` to the model before is what travels to nodes
-    that have that one (None: the model travels whole).
+    that have that one (None: the model travels whole). With noise, `epsilon` is what the run has spent with this round,
+    and `epsilon_next` what it will have with one more.
     """
 
     at: datetime
@@ -193,13 +229,16 @@ class RoundAggregated:
     contributors: tuple[str, ...]
     memory: Blob | None = None
     difference: Blob | None = None
+    epsilon: float | None = None
+    epsilon_next: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished:
-    """All rounds are done."""
+    """All rounds are done; or no more can be, for the `reason`."""
 
     at: datetime
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,79 +261,11 @@ Event = (
     | TaskFailed
     | UpdateReceived
     | UpdateLost
+    | StepClosed
+    | MessageReceived
     | ModelEvaluated
     | RoundHeld
     | RoundAggregated
     | RunFinished
     | RunFailed
 )
-
-EVENTS: Mapping[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
-
-
-def dump(event: Event) -> str:
-    """One line of JSON, without its newline: `at`, `event`, then the event's own fields."""
-    fields = {f.name: _to_json(getattr(event, f.name)) for f in dataclasses.fields(event)}
-    head = {"at": fields.pop("at"), "event": type(event).__name__}
-    return json.dumps({**head, **fields}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-def load(line: str) -> Event:
-    """Read a line back; raises ValueError when it is no event of this version."""
-    value = strictjson.loads(line)
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
-    name = value.pop("event", None)
-    kind = EVENTS.get(name) if isinstance(name, str) else None
-    if kind is None:
-        raise ValueError("unknown event")
-    names = {f.name for f in dataclasses.fields(kind)}
-    if not set(value) <= names:
-        raise ValueError(f"{kind.__name__} has no field {', '.join(sorted(set(value) - names))}")
-    try:
-        return kind(**{name: _FROM_JSON.get(name, _same)(field) for name, field in value.items()})
-    except (TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{kind.__name__}: {error}") from error
-
-
-def _to_json(value: Any) -> Any:
-    match value:
-        case datetime():
-            return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        case TaskKey():
-            return str(value)
-        case Blob() | Score() | Traffic():
-            return value.to_json()
-        case float():
-            return value if value - value == 0 else None
-        case Mapping():
-            return {str(key): _to_json(item) for key, item in value.items()}
-        case tuple():
-            return [_to_json(item) for item in value]
-        case _:
-            return value
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-def _metrics_from_json(value: Any) -> dict[str, float]:
-    return {name: float("nan") if number is None else float(number) for name, number in value.items()}
-
-
-_FROM_JSON: Mapping[str, Callable[[Any], Any]] = {
-    "at": datetime.fromisoformat,
-    "task": TaskKey.parse,
-    "model": Blob.from_json,
-    "update": Blob.from_json,
-    "rest": lambda value: value and Blob.from_json(value),
-    "memory": lambda value: value and Blob.from_json(value),
-    "difference": lambda value: value and Blob.from_json(value),
-    "nodes": tuple,
-    "contributors": tuple,
-    "metrics": _metrics_from_json,
-    "scores": lambda value: {label: Score.from_json(score) for label, score in value.items()},
-    "bytes": lambda value: Traffic(**value),
-    "forecast": lambda value: value and Traffic(**value),
-}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fedctl.privacy import OPEN, Privacy
 from fedctl.share import EVERYTHING, Share
 
 
@@ -213,8 +214,14 @@ class Federation:
     share: Share = EVERYTHING
     finetune: Finetune | None = None
     codec: Codecs = Codecs()
+    privacy: Privacy = OPEN
     schedule: Schedule = Schedule()
     limits: Limits = Limits()
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What a node's Python needs beside what every task does."""
+        return (*self.codec.packages, *self.privacy.packages)
 
     @property
     def keeps(self) -> bool:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
+from fedctl import sampling
 from fedctl.federation import Federation, needed
 from fedctl.runstate import NodeState, RunState
 
@@ -27,6 +28,8 @@ def wanted(federation: Federation) -> int:
 
 def quorum(federation: Federation) -> int:
     """How many updates a round cannot close without."""
+    if sampling.is_by_coin(federation):
+        return sampling.least(federation)
     return needed(federation.schedule.quorum, wanted(federation))
 
 
@@ -91,6 +94,8 @@ def cohort(federation: Federation, round: int, state: RunState, now: datetime) -
     Fewer than the quorum where there are no more; those that rest are asked before the quorum is missed.
     """
     here = [name for name, node in state.nodes.items() if node.status == "ready" or is_expected(node, federation, now)]
+    if sampling.is_by_coin(federation):
+        return sampling.drawn(federation, round, state.draw, here)
     asked = math.ceil(wanted(federation) * federation.schedule.overprovision - 1e-9)
     rested = [name for name in here if is_rested(state.nodes[name], round)]
     first = drawn(federation, round, rested)[:asked]

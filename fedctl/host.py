@@ -20,11 +20,13 @@ from fedctl.delivery import Delivery
 from fedctl.environment import Environment, Given
 from fedctl.errors import ConnectionLost
 from fedctl.federation import When
+from fedctl.ledger import Pin, Statement
 from fedctl.lifeline import RECONNECTS, RETRIES, Lifeline
 from fedctl.pace import Bandwidth
 from fedctl.preparation import Preparation, Prepared, Told, silent
 from fedctl.records import Blob, Progress, Result, Task, TaskKey
-from fedctl.replies import heed, progress_of, result_of
+from fedctl.replies import heed, pin_of, progress_of, result_of
+from fedctl.statement import statement_of
 from fedctl.traffic import Traffic
 from fedctl.transports import Transport
 
@@ -50,9 +52,10 @@ class Work:
 
 @dataclass(slots=True)
 class Done:
-    """A task's result and what it cost on the line; `line_s` is how long its models took."""
+    """A task's result, its entry in the node's ledger, and what it cost on the line: its models took `line_s`."""
 
     result: Result
+    ledger: Pin | None = None
     traffic: Traffic = field(default_factory=Traffic)
     line_s: float = 0.0
 
@@ -105,7 +108,7 @@ class Host:
             self._preparation.over(self.connection(), told)
             with self._hiring:
                 if not self._has_worker:
-                    self._ask("worker", worker=self._worker())
+                    heed(self._ask("worker", worker=self._worker()).get("declined", {"may": True}))
                     self._has_worker = True
             return self.connection().facts
 
@@ -127,7 +130,7 @@ class Host:
         """
         sent, line_s, asked_at = Traffic(), 0.0, time.monotonic()
 
-        def attempt() -> Result:
+        def attempt() -> Done:
             nonlocal sent, line_s
             connection = self.connection()
             self._preparation.over(connection)
@@ -139,13 +142,13 @@ class Host:
             left_s = task.seconds and max(1.0, task.seconds - (time.monotonic() - asked_at))
             return self._follow(connection, replace(task, seconds=left_s), started, progressed)
 
-        result = self._lifeline.patiently(
+        done = self._lifeline.patiently(
             attempt,
             tries=RETRIES,
             is_wanted=lambda: task.key not in self._cancelled,
             broke=lambda: progressed(Progress(key=task.key, phase="unreachable")),
         )
-        return Done(result=result, traffic=sent, line_s=line_s)
+        return replace(done, traffic=sent, line_s=line_s)
 
     def fetch_update(self, key: TaskKey, blob: Blob, target: Path) -> int:
         """Bring a task's update here, verified by its digest; returns the bytes that came."""
@@ -173,6 +176,14 @@ class Host:
         def attempt() -> bytes:
             connection = self.connection()
             return self._begin_read(connection, key, "train.log", offset, connection.block)()[1]
+
+        return self._lifeline.patiently(attempt, tries=RECONNECTS)
+
+    def ledger(self, *, is_whole: bool) -> Statement:
+        """What the node's ledger says of the run; the chain as a whole where that is asked for."""
+
+        def attempt() -> Statement:
+            return statement_of(self.connection(), self._work.identity, is_whole=is_whole)
 
         return self._lifeline.patiently(attempt, tries=RECONNECTS)
 
@@ -220,7 +231,7 @@ class Host:
         task: Task,
         started: Callable[[], None],
         progressed: Callable[[Progress], None],
-    ) -> Result:
+    ) -> Done:
         key = str(task.key)
         ends: queue.Queue[Mapping[str, Any]] = queue.Queue(maxsize=1)
 
@@ -240,13 +251,13 @@ class Host:
             heed(answer.get("declined", {"may": True}))
             started()
             if answer.get("state") == "done":
-                return result_of(task.key, answer.get("result"))
+                return Done(result_of(task.key, answer.get("result")), pin_of(answer.get("ledger")))
             end = ends.get()
             if end is LINE_LOST:
                 raise connection.failure
             if end.get("push") == "missing":
                 raise self._missed(connection, task, end.get("missing"))
-            return result_of(task.key, end.get("result"))
+            return Done(result_of(task.key, end.get("result")), pin_of(end.get("ledger")))
         finally:
             connection.unlisten(key)
 

@@ -14,6 +14,7 @@ from typing import Any
 from fedctl import bundle
 from fedctl.actions import Perform
 from fedctl.arrival import Arrival
+from fedctl.claims import check_examples, check_labels, check_steps
 from fedctl.clock import Clock
 from fedctl.codecs.pipeline import PLAIN, Pipeline
 from fedctl.durable import copy_atomically, is_there
@@ -29,6 +30,7 @@ from fedctl.errors import (
 )
 from fedctl.events import (
     Event,
+    MessageReceived,
     ModelEvaluated,
     ModelInitialized,
     NodeDeclined,
@@ -40,14 +42,15 @@ from fedctl.events import (
 from fedctl.federation import Federation
 from fedctl.forecast import forecast
 from fedctl.host import Done, Host
-from fedctl.records import COORDINATOR, DIFFERENCE, MEMORY, REST, Blob, Progress, Result, Task, TaskKey
+from fedctl.records import COORDINATOR, DIFFERENCE, MEMORY, REST, Blob, Progress, Task, TaskKey
+from fedctl.relay import layout_of, message, take
 from fedctl.rundir import RunDir
 from fedctl.share import EVERYTHING, Share
 from fedctl.sizes import first_sizes
 from fedctl.traffic import Traffic
 
-MOST_OPTIMIZERS = 16
-"""Lightning counts the steps of every optimizer; so many may be stepped on each batch."""
+SAID = ("keys", "shares", "agree", "unmask")
+"""The steps of secure aggregation that come to a message."""
 
 
 def seed_of(seed: int, key: TaskKey) -> int:
@@ -59,6 +62,7 @@ def seed_of(seed: int, key: TaskKey) -> int:
 def task_of(federation: Federation, action: Perform) -> Task:
     """What the node is told."""
     spec, key, finetune = federation.task, action.task, federation.finetune
+    codec = replace(federation.codec, up=()) if federation.privacy.is_secure else federation.codec  # rows are their own
     common: dict[str, Any] = {
         "key": key,
         "seed": seed_of(federation.seed, key),
@@ -68,8 +72,9 @@ def task_of(federation: Federation, action: Perform) -> Task:
         "data": spec.data,
         "models": action.models,
         "callbacks": tuple(each.to_json() for each in spec.callbacks),
-        "codec": federation.codec.to_json(),
+        "codec": codec.to_json(),
         "previous": action.previous,
+        "privacy": federation.privacy.to_json(),
         "share": {} if federation.share == EVERYTHING else federation.share.to_json(),
         "first_seed": seed_of(federation.seed, TaskKey(round=0, node=COORDINATOR, kind="initialize")),
     }
@@ -120,9 +125,10 @@ def perform(
 
     A node that is out of reach is lost, and its task goes on there: it is taken up under its key when the node is back.
     """
-    key = action.task
-    task = task_of(federation, action)
+    key, secure = action.task, federation.privacy.secure_aggregation
     try:
+        said = message(run, key, action.steps, federation) if secure and key.round else {}
+        task = replace(task_of(federation, action), message=said)
         if key.kind == "initialize":
             host.prepare()
         done = host.perform(
@@ -141,7 +147,7 @@ def perform(
                 retryable=done.result.retryable,
                 detail=done.result.detail,
             )
-        _check_steps(done.result, task, is_needed=needs_steps and key.kind == "train")
+        check_steps(done.result, task, is_needed=needs_steps and key.kind == "train")
         is_training = key.kind == "train"
         arrival = Arrival(
             model=model_path(run, "base", key),
@@ -151,7 +157,18 @@ def perform(
             seed=task.seed,
             controls=controls and is_training,
             farthest=federation.limits.norm,
+            row=layout_of(run, key.round, action.steps, federation).row if secure and is_training else None,
         )
+        if secure and key.kind in SAID:
+            words = take(run, key, action.steps, federation, done.result.message)
+            return MessageReceived(
+                at=clock(),
+                task=key,
+                message=words,
+                seconds=done.result.seconds,
+                bytes=done.traffic,
+                ledger=done.ledger,
+            )
         event = _answer(action, done, federation, host, run, clock, arrival)
         return _foreseen(event, federation, run, controls=controls) if isinstance(event, ModelInitialized) else event
     except (ConnectionLost, Declined, HostKeyError, LoginError) as error:
@@ -183,10 +200,12 @@ def _answer(
     action: Perform, done: Done, federation: Federation, host: Host, run: RunDir, clock: Clock, arrival: Arrival
 ) -> Event:
     key, result = action.task, done.result
-    _check_examples(result, federation.limits.examples)
+    check_examples(result, federation.limits.examples)
     if key.kind in ("evaluate", "compare", "finetune"):
-        _check_labels(result, action)
-        return ModelEvaluated(at=clock(), task=key, scores=result.scores, seconds=result.seconds, bytes=done.traffic)
+        check_labels(result, action)
+        return ModelEvaluated(
+            at=clock(), task=key, scores=result.scores, seconds=result.seconds, bytes=done.traffic, ledger=done.ledger
+        )
     if result.update is None:
         raise ProtocolError("the node returned no update")
     base = action.models.get("base")
@@ -202,7 +221,7 @@ def _answer(
         return _initialized(run, federation, result.update, target, clock)
     update = arrival.decode(wire, target) if arrival.is_coded else result.update
     arrival.check(target)
-    raw = max(update.size, base.size) if base and came else came
+    raw = max(update.size, base.size) if base and came and arrival.is_coded else came
     return UpdateReceived(
         at=clock(),
         task=key,
@@ -216,6 +235,9 @@ def _answer(
         partial=result.partial,
         fresh=result.fresh,
         line_s=line_s,
+        privacy=result.privacy,
+        wire=result.update if arrival.is_coded else None,
+        ledger=done.ledger,
     )
 
 
@@ -238,34 +260,6 @@ def _foreseen(event: ModelInitialized, federation: Federation, run: RunDir, *, c
     """The event with what the run will carry, now that the size of its model is known."""
     sizes = first_sizes(run, federation, event.model, controls=controls)
     return replace(event, forecast=forecast(federation, sizes).run)
-
-
-def _check_labels(result: Result, action: Perform) -> None:
-    """Refuse scores of other models than were sent, but for the node's own where it may have one.
-
-    Raises ProtocolError.
-    """
-    scored = set(action.models) - {REST, MEMORY, DIFFERENCE}
-    may_have_one = action.task.kind == "finetune" or action.kept is not None
-    if not scored <= set(result.scores) <= scored | ({"personal"} if may_have_one else set()):
-        raise ProtocolError("the node scored other models than it was asked to")
-
-
-def _check_examples(result: Result, most: int | None) -> None:
-    """Refuse a result that claims so many examples that it alone would decide; raises ModelError."""
-    claimed = max([result.examples, *(score.examples for score in result.scores.values())])
-    if most is not None and claimed > most:
-        raise ModelError(f"it claims {claimed:,} examples, and `limits.examples` allows {most:,}")
-
-
-def _check_steps(result: Result, task: Task, *, is_needed: bool) -> None:
-    """Refuse a result that claims more optimizer steps than its task can have, or none; raises ModelError."""
-    if is_needed and not result.steps:
-        raise ModelError("it tells of no optimizer step, and the strategy counts them: use Lightning's own optimizers")
-    epochs, steps = (task.trainer.get(name) or -1 for name in ("max_epochs", "max_steps"))
-    most = [*([epochs * result.examples] if epochs > 0 else []), *([steps] if steps > 0 else [])]
-    if most and result.steps > MOST_OPTIMIZERS * min(most):
-        raise ModelError(f"it claims {result.steps:,} steps, and its task can have {MOST_OPTIMIZERS * min(most):,}")
 
 
 def _hint(error: str, folder: Path) -> str:

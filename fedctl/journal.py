@@ -10,7 +10,7 @@ from shlex import quote
 from types import TracebackType
 from typing import Self
 
-from fedctl import events
+from fedctl import eventlines
 from fedctl.errors import StateError
 from fedctl.events import Event
 
@@ -33,7 +33,7 @@ class Journal:
     def append(self, batch: Iterable[Event]) -> None:
         """Append events and return when they are on the disk; one sync for all of them."""
         self._check()
-        self._file.write(b"".join(events.dump(event).encode() + b"\n" for event in batch))
+        self._file.write(b"".join(eventlines.dump(event).encode() + b"\n" for event in batch))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -84,7 +84,7 @@ def _read(path: Path, offset: int = 0, before: int = 0) -> tuple[list[Event], in
 
 def _load(line: bytes, path: Path, number: int) -> Event:
     try:
-        return events.load(line.decode())
+        return eventlines.load(line.decode())
     except ValueError as error:
         raise StateError(
             f"{path}:{number}: the journal is damaged: {error}",

@@ -4,12 +4,12 @@ Pure: the same state gives the same answer, nothing is remembered between calls.
 whose `key` is not yet in flight; every action ends in an event that changes the plan.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from fedctl import buffered, fleet
+from fedctl import buffered, fleet, sampling, secure
 from fedctl.actions import Action, Cancel, Finish, GiveUp, OpenRound, Perform, Prepare, WidenRound
-from fedctl.asking import called_off, close, few, in_time, left_s, next_attempt, perform, too_few
+from fedctl.asking import close, few, in_time, is_awaited, left_s, next_attempt, tasks, too_few
 from fedctl.events import UNNEEDED
 from fedctl.federation import Federation
 from fedctl.records import COORDINATOR, MEMORY, Blob, Kind, TaskKey
@@ -32,11 +32,11 @@ def _work(state: RunState, federation: Federation, now: datetime, *, hold: bool)
         return [_initialization(state, federation)]
     evaluations = _evaluations(state, federation, now)
     if state.open is not None:
-        act = buffered.go_on if state.open.max_staleness else _round
+        act = secure.go_on if state.open.secure else buffered.go_on if state.open.max_staleness else _round
         coming = act(state, state.open, federation, now, hold=hold)
     elif any(node.status == "new" for node in state.nodes.values()):
         coming = []
-    elif state.round < federation.rounds:
+    elif state.round < federation.rounds and not _is_spent(state, federation):
         coming = (
             buffered.opening(state, federation, now) if federation.schedule.lag else _opening(state, federation, now)
         )
@@ -65,7 +65,7 @@ def _initialization(state: RunState, federation: Federation) -> Action:
 
 def _evaluations(state: RunState, federation: Federation, now: datetime) -> list[Action]:
     """Validate the newest model on every node's own data; it overlaps with the next round's training."""
-    return _tasks(
+    return tasks(
         state,
         federation,
         "evaluate",
@@ -81,7 +81,9 @@ def _opening(state: RunState, federation: Federation, now: datetime) -> list[Act
     number, quorum = state.round + 1, fleet.quorum(federation)
     nodes = fleet.cohort(federation, number, state, now)
     if len(nodes) >= quorum:
-        return [OpenRound(round=number, nodes=nodes, wanted=min(fleet.wanted(federation), len(nodes)), quorum=quorum)]
+        wanted = len(nodes) if sampling.is_by_coin(federation) else min(fleet.wanted(federation), len(nodes))
+        is_secure = federation.privacy.is_secure
+        return [OpenRound(round=number, nodes=nodes, wanted=wanted, quorum=quorum, secure=is_secure)]
     away = [node for node in state.nodes.values() if node.status == "away"]
     if len(nodes) + len(away) >= quorum:
         return []
@@ -96,9 +98,9 @@ def _round(state: RunState, opened: RoundState, federation: Federation, now: dat
     left = left_s(state, federation, opened.opened_at + timedelta(seconds=opened.absent_s), now)
     late, seconds = left is not None and left <= 0, in_time(federation, left)
     base = {"base": _model(state), **({MEMORY: state.memory} if state.memory else {})}
-    tasks = _tasks(state, federation, "train", opened.number, base, late=late, nodes=opened.nodes, seconds=seconds)
-    if tasks or (not late and _is_awaited(state, opened, federation, now)):
-        return tasks
+    asked = tasks(state, federation, "train", opened.number, base, late=late, nodes=opened.nodes, seconds=seconds)
+    if asked or (not late and is_awaited(state, opened.answers, opened.nodes, federation, now)):
+        return asked
     if len(opened.updates) >= quorum:
         return close(opened, hold=hold)
     if not late:
@@ -117,24 +119,9 @@ def _may_still_answer(state: RunState, opened: RoundState, federation: Federatio
     return state.nodes[name].status == "away" and attempt is not None
 
 
-def _is_awaited(state: RunState, opened: RoundState, federation: Federation, now: datetime) -> bool:
-    """Whether a node of the round that has not answered may come back before patience ends."""
-    attempts = federation.schedule.attempts
-    return any(
-        next_attempt(opened.answers.get(name), attempts) is not None
-        and name in state.nodes
-        and fleet.is_expected(state.nodes[name], federation, now)
-        for name in opened.nodes
-    )
-
-
 def _is_lacking(state: RunState, federation: Federation, now: datetime, kind: Kind, names: Iterable[str]) -> bool:
     """Whether one of these nodes has not done the last task of a kind and may come back before patience ends."""
-    answers, attempts = state.answers(kind, state.round), federation.schedule.attempts
-    return any(
-        next_attempt(answers.get(name), attempts) is not None and fleet.is_expected(state.nodes[name], federation, now)
-        for name in names
-    )
+    return is_awaited(state, state.answers(kind, state.round), names, federation, now)
 
 
 def _closing(state: RunState, federation: Federation, now: datetime) -> list[Action]:
@@ -147,49 +134,38 @@ def _closing(state: RunState, federation: Federation, now: datetime) -> list[Act
         return []
     if federation.finetune:
         late = _is_scoring_late(state, federation, now, times=2)
-        tuning = _tasks(state, federation, "finetune", state.round, {"global": _model(state)}, late=late)
+        tuning = tasks(state, federation, "finetune", state.round, {"global": _model(state)}, late=late)
         if tuning or (not late and _is_lacking(state, federation, now, "finetune", state.nodes)):
             return tuning
     if not federation.compare:
-        return [Finish()]
+        return [_finish(state, federation)]
     passes = {name: node.contributions for name, node in state.nodes.items() if node.contributions}
-    alone = _tasks(state, federation, "alone", 0, {"base": _initial(state)}, nodes=passes, passes=passes)
+    alone = tasks(state, federation, "alone", 0, {"base": _initial(state)}, nodes=passes, passes=passes)
     if alone or _is_lacking(state, federation, now, "alone", passes):
         return alone
     models = {f"alone/{name}": a.update for name, a in sorted(state.alone.items()) if isinstance(a, Received)}
-    compared = _tasks(state, federation, "compare", state.round, {"global": _model(state), **models})
-    return compared or ([] if _is_lacking(state, federation, now, "compare", state.nodes) else [Finish()])
+    compared = tasks(state, federation, "compare", state.round, {"global": _model(state), **models})
+    return compared or (
+        [] if _is_lacking(state, federation, now, "compare", state.nodes) else [_finish(state, federation)]
+    )
 
 
-def _tasks(
-    state: RunState,
-    federation: Federation,
-    kind: Kind,
-    round: int,
-    models: Mapping[str, Blob],
-    *,
-    late: bool = False,
-    nodes: Iterable[str] | None = None,
-    passes: Mapping[str, int] | None = None,
-    seconds: float | None = None,
-) -> list[Action]:
-    """One task a ready node that has not answered yet; past the deadline those are cancelled instead."""
-    answers = state.answers(kind, round)
-    wanted = None if nodes is None else set(nodes)
-    actions: list[Action] = []
-    for name in fleet.ready(state):
-        if wanted is not None and name not in wanted:
-            continue
-        attempt = next_attempt(answers.get(name), federation.schedule.attempts)
-        if attempt is None:
-            continue
-        key = TaskKey(round=round, node=name, kind=kind, attempt=attempt)
-        if late:
-            actions.append(called_off(federation, key))
-        else:
-            times = (passes or {}).get(name, 1)
-            actions.append(perform(state, federation, key, models, passes=times, seconds=seconds))
-    return actions
+def _is_spent(state: RunState, federation: Federation) -> bool:
+    """Whether one more round would spend more than the run may."""
+    dp = federation.privacy.differential_privacy
+    most = dp.epsilon if dp else None
+    return most is not None and state.epsilon_next is not None and state.epsilon_next > most
+
+
+def _finish(state: RunState, federation: Federation) -> Finish:
+    if state.round == federation.rounds or not _is_spent(state, federation):
+        return Finish()
+    dp = federation.privacy.differential_privacy
+    budget = dp.epsilon if dp else None
+    return Finish(
+        reason=f"its privacy budget is spent: ε is {state.epsilon or 0:.3g}, and one more round would make it "
+        f"{state.epsilon_next:.3g} of {budget:g}"
+    )
 
 
 def _is_scoring_late(state: RunState, federation: Federation, now: datetime, *, times: int = 1) -> bool:

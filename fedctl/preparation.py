@@ -14,6 +14,7 @@ from fedctl.connection import LINE_LOST, Connection
 from fedctl.environment import Environment, Given, differences, is_recent, missing, version_here
 from fedctl.errors import ConnectionLost, InstallError, NodeError
 from fedctl.records import Blob
+from fedctl.replies import heed
 from fedctl.strictjson import printable
 
 Told = Callable[[str], None]
@@ -148,7 +149,9 @@ class Preparation:
             return "there"
         told("sending the code")
         transfer.put(connection, self._bundle, self._bundle_path)
-        if connection.ask("unpack", digest=self._bundle.digest).get("missing"):
+        answer = connection.ask("unpack", digest=self._bundle.digest)
+        heed(answer.get("declined", {"may": True}))
+        if answer.get("missing"):
             raise ConnectionLost("the code was damaged on the node's disk")
         return "sent"
 
@@ -162,7 +165,9 @@ class Preparation:
         pushes: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
         connection.listen(digest, pushes.put)
         try:
-            connection.ask("environment", bundle=self._bundle.digest, identity=self._asker, **environment.needs())
+            needed = environment.needs()
+            answer = connection.ask("environment", bundle=self._bundle.digest, identity=self._asker, **needed)
+            heed(answer.get("declined", {"may": True}))
             while True:
                 try:
                     push = pushes.get(timeout=LONGEST_SILENCE_S)

@@ -6,90 +6,45 @@ which refuses every field that is missing, unknown, of another type or out of bo
 """
 
 import dataclasses
+import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from fedctl.names import COORDINATOR, NODE_NAME, Blob, Kind, TaskKey
 from fedctl.strictjson import a_count, a_flag, a_list, a_mapping, a_number, a_text, fields_of
 
-Kind = Literal["train", "evaluate", "alone", "compare", "finetune", "initialize"]
+__all__ = [
+    "COORDINATOR",
+    "DIFFERENCE",
+    "MEMORY",
+    "METERED",
+    "NEWEST",
+    "NODE_NAME",
+    "REST",
+    "Blob",
+    "Kind",
+    "Phase",
+    "Progress",
+    "Result",
+    "Score",
+    "Task",
+    "TaskKey",
+]
 
-_LETTERS: Mapping[str, Kind] = {
-    "a": "train",
-    "e": "evaluate",
-    "s": "alone",
-    "c": "compare",
-    "f": "finetune",
-    "i": "initialize",
-}
-_LETTER_OF = {kind: letter for letter, kind in _LETTERS.items()}
-_KEY = re.compile(r"r([0-9]{4,9})/([A-Za-z0-9][A-Za-z0-9._-]{0,63})/([aescfi])([0-9]{1,4})")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
-NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-COORDINATOR = "coordinator"
-"""The name under which the coordinator asks its own machine to build the first model; no node may take it."""
 REST, MEMORY, DIFFERENCE = "rest", "memory", "difference"
 """Labels of what comes with a model.
 
 They are its tensors that no node shares, as they were at first; what its strategy sends; and its difference to the
 model before it. A node that can make the rest, or the model itself, of what it has is not sent it.
 """
+LONGEST_MESSAGE = 1_000_000
+METERED = ("noise", "rate", "steps", "epsilon", "delta")
+"""What a training with noise tells of it."""
 NEWEST = ("base", "global")
 """Labels of a run's newest model: the one to train, or to score."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class TaskKey:
-    """The idempotency key of a task: `r0003/alice/a1`.
-
-    The letter says the kind: a train, e evaluate, s alone, c compare, f finetune, i initialize.
-    """
-
-    round: int
-    node: str
-    kind: Kind = "train"
-    attempt: int = 1
-
-    def __str__(self) -> str:
-        return f"r{self.round:04d}/{self.node}/{_LETTER_OF[self.kind]}{self.attempt}"
-
-    @property
-    def folder(self) -> str:
-        """The task's folder on its node: `r0003-alice-a1`."""
-        return str(self).replace("/", "-")
-
-    @classmethod
-    def parse(cls, text: str) -> "TaskKey":
-        """Read a key back; raises ValueError when the text is not one, to the letter."""
-        match = _KEY.fullmatch(text) if isinstance(text, str) else None
-        if match is None or ".." in match[2]:
-            raise ValueError(f"not a task key: {text!r}")
-        key = cls(round=int(match[1]), node=match[2], kind=_LETTERS[match[3]], attempt=int(match[4]))
-        if str(key) != text:
-            raise ValueError(f"not a task key: {text!r}, but {key} is one")
-        return key
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Blob:
-    """Bytes named by their SHA-256: a model, an update or a bundle. `size` is in bytes."""
-
-    digest: str
-    size: int
-
-    def to_json(self) -> dict[str, Any]:
-        return _to_json(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> "Blob":
-        fields = fields_of(value, cls)
-        digest, size = fields["digest"], fields["size"]
-        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-            raise ValueError(f"not a SHA-256 digest: {digest!r}")
-        return cls(digest=digest, size=a_count(size, "size"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +77,8 @@ class Task:
     its `args`; `local` is the name and the options of a local rule (empty: none). Unless `reset_optimizer`, optimizers
     go on as they ended in `kept`. `codec` has the codecs of updates (`up`) and of models (`down`), each with its name
     and options; `previous` is the model that a `DIFFERENCE` in `models` leads on from. `finetune` has arguments of the
-    model that go before `model_args` in a fine-tuning.
+    model that go before `model_args` in a fine-tuning. `privacy` is what the federation promises (`Privacy.to_json`;
+    empty: nothing), and `message` what secure aggregation has to say to the node in this step.
     """
 
     key: TaskKey
@@ -146,6 +102,8 @@ class Task:
     first_seed: int = 0
     finetune: Mapping[str, Any] = field(default_factory=dict)
     kept: TaskKey | None = None
+    privacy: Mapping[str, Any] = field(default_factory=dict)
+    message: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return _to_json(self)
@@ -176,6 +134,8 @@ class Task:
             first_seed=a_count(fields["first_seed"], "first_seed"),
             finetune=a_mapping(fields["finetune"], "finetune"),
             kept=None if fields["kept"] is None else TaskKey.parse(fields["kept"]),
+            privacy=a_mapping(fields["privacy"], "privacy"),
+            message=a_mapping(fields["message"], "message"),
         )
 
 
@@ -188,6 +148,9 @@ class Result:
     had kept was gone. A failed task has an `error`
     (one line), the `detail` (end of the traceback) and whether a retry could help. One that the node's owner stopped
     has their reason as its `error`, and may be asked for again after `ask_again_s` (None for all others).
+    `message` is what the node has to say in a step of secure aggregation. `privacy` meters a training with noise:
+    `noise`, `rate` and `steps` of its mechanism, and what its node has spent by it in all, `epsilon` at `delta`.
+    `tensors` are the names of those that the update brings, also where its file does not show them.
     """
 
     key: TaskKey
@@ -204,6 +167,9 @@ class Result:
     detail: str = ""
     retryable: bool = False
     ask_again_s: float | None = None
+    message: Mapping[str, Any] = field(default_factory=dict)
+    privacy: Mapping[str, Any] = field(default_factory=dict)
+    tensors: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return _to_json(self)
@@ -229,6 +195,9 @@ class Result:
             detail=a_text(fields["detail"], 20_000),
             retryable=a_flag(fields["retryable"], "retryable"),
             ask_again_s=None if fields["ask_again_s"] is None else a_number(fields["ask_again_s"], "ask_again_s"),
+            message=_message(fields["message"]),
+            privacy=_metered(fields["privacy"]),
+            tensors=_names(fields["tensors"]),
         )
 
 
@@ -284,6 +253,28 @@ def _plain(value: Any) -> Any:
             return [_plain(item) for item in value]
         case _:
             return value
+
+
+def _message(value: Any) -> dict[str, Any]:
+    """What a node says to others; who reads it checks what is in it."""
+    message = a_mapping(value, "message")
+    if len(json.dumps(message)) > LONGEST_MESSAGE:
+        raise ValueError(f"message must be at most {LONGEST_MESSAGE} characters")
+    return message
+
+
+def _metered(value: Any) -> dict[str, float]:
+    metered = {name: a_number(number, name) for name, number in a_mapping(value, "privacy").items()}
+    if metered and set(metered) != set(METERED):
+        raise ValueError(f"privacy must have exactly {', '.join(METERED)}")
+    return metered
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    names = a_list(value, "tensors")
+    if len(names) > 1_000_000:
+        raise ValueError("tensors must be a list of at most 1000000 names")
+    return tuple(a_text(name, 1_000) for name in names)
 
 
 def _callback(value: Any) -> dict[str, Any]:

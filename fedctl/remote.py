@@ -22,6 +22,7 @@ _FIND_HOME = (
 _INSTALL = (
     "import hashlib,os,sys;"
     "h=os.environ['FEDCTL_HOME'];"
+    "os.umask(63);"
     "os.makedirs(h,mode=0o700,exist_ok=True);"
     "d=sys.stdin.buffer.read();"
     "s=sys.argv[1];"

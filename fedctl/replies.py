@@ -1,13 +1,20 @@
 """What an agent says of a task and of its machine, believed only as far as its form."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from fedctl.errors import Declined, NodeError, ProtocolError
+from fedctl.ledger import Pin
 from fedctl.node import agent
 from fedctl.records import Progress, Result, TaskKey
 from fedctl.strictjson import printable
+
+REQUIRED = ("secure_aggregation", "differential_privacy")
+"""What a node's owner may ask of every update."""
+_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
+_DIGITS = re.compile(r"[0-9a-f]{12}")
 
 
 def result_of(key: TaskKey, value: object) -> Result:
@@ -21,6 +28,14 @@ def result_of(key: TaskKey, value: object) -> Result:
     if result.ask_again_s is not None:
         raise Declined(result.error or "its owner stopped the task", seconds=max(0.0, result.ask_again_s))
     return result
+
+
+def pin_of(value: object) -> Pin | None:
+    """The entry of the node's ledger that a result came with; raises ProtocolError for what is none."""
+    try:
+        return None if value is None else Pin.from_json(value)
+    except ValueError as error:
+        raise ProtocolError(f"the node's ledger has no such entry: {error}") from error
 
 
 def progress_of(key: TaskKey, value: object) -> Progress:
@@ -57,6 +72,32 @@ def facts_of(answer: Mapping[str, Any]) -> Mapping[str, Any]:
     if facts["protocol"] != agent.PROTOCOL:
         raise NodeError(
             f"the agent there speaks protocol {facts['protocol']:g}, and this fedctl {agent.PROTOCOL}",
-            hint="a forced command pins an agent of another version: have its owner renew it",
+            hint="a forced command pins another version: have its owner run `fedctl node enroll` of this one",
         )
-    return facts
+    return {**facts, **_guarded(answer)}
+
+
+def _guarded(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What an enrolled node says of its owner's program; nothing of others."""
+    match answer:
+        case {
+            "enrolled": True,
+            "version": str(version),
+            "agent": str(digits),
+            "identity": str() | None as identity,
+            **rest,
+        }:
+            is_key = identity is None or _FINGERPRINT.fullmatch(identity)
+            required = rest.get("required")
+            if is_key and len(version) <= 100 and _DIGITS.fullmatch(digits) and isinstance(required, list):
+                asked = [name for name in REQUIRED if name in required]
+                told = {"version": printable(version), "agent": digits, "identity": identity, "required": asked}
+                return {"enrolled": True, **told}
+        case {"enrolled": True}:
+            pass
+        case _:
+            return {}
+    raise NodeError(
+        "the agent's greeting says that the node is enrolled, and not how",
+        hint="have its owner run `fedctl node enroll` of this version",
+    )

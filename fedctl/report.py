@@ -75,11 +75,27 @@ class RoundStanding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Guarantee:
+    """What noise promises: `noise` says who adds it, `epsilon` what has been spent at `delta`.
+
+    `epsilon_next` is what will have been spent with one more round (None: before the first), `budget` what may be
+    (None: no bound).
+    """
+
+    noise: str
+    delta: float | None
+    epsilon: float
+    epsilon_next: float | None
+    budget: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatusReport:
     """A whole run, as `status --json` prints it; `resume` is the command that takes up a run that stands still.
 
-    `bytes` is what the lines have carried so far, `forecast` what they will have once all rounds are done (None: of a
-    run without a first model, or of a journal that has no forecast).
+    `privacy` is what noise promises (None: there is none). `bytes` is what the lines have carried so far, `forecast`
+    what they will have once all rounds are done (None: of a run without a first model, or of a journal that has no
+    forecast).
     """
 
     run: str
@@ -94,6 +110,7 @@ class StatusReport:
     history: tuple[RoundStanding, ...]
     compare: tuple[Comparison, ...]
     personal: Personalization | None
+    privacy: Guarantee | None
     federation: str
     seed: int
     seconds: float
@@ -139,6 +156,7 @@ def report(
         history=_history(state),
         compare=comparisons(state),
         personal=personalization(state),
+        privacy=_guarantee(state),
         federation=state.federation,
         seed=state.seed,
         seconds=elapsed(state, moment),
@@ -166,6 +184,18 @@ def elapsed(state: RunState, now: datetime | None = None) -> float:
     """Seconds from the start of the run to its end, or to `now`, or to its last event."""
     until = state.ended_at or now or state.last_at
     return max(0.0, (until - state.started_at).total_seconds()) if until and state.started_at else 0.0
+
+
+def _guarantee(state: RunState) -> Guarantee | None:
+    if not state.noise:
+        return None
+    return Guarantee(
+        noise=state.noise,
+        delta=state.delta,
+        epsilon=state.epsilon or 0.0,
+        epsilon_next=state.epsilon_next,
+        budget=state.budget,
+    )
 
 
 def _open(state: RunState) -> OpenStanding | None:

@@ -11,9 +11,11 @@ from fedctl.codecs.pipeline import Pipeline, seed_of_model
 from fedctl.durable import copy_atomically
 from fedctl.errors import ModelError
 from fedctl.events import RoundAggregated
+from fedctl.federation import Federation
 from fedctl.measures import global_scores
+from fedctl.relay import unmask
 from fedctl.rundir import RunDir
-from fedctl.share import Share
+from fedctl.spending import spending, with_noise
 from fedctl.staleness import Staleness
 from fedctl.state import RunState
 from fedctl.strategies import Strategy, uses_controls
@@ -29,16 +31,16 @@ def close_round(
     contributors: Sequence[str],
     strategy: Strategy,
     staleness: Staleness,
-    share: Share,
+    federation: Federation,
     down: Pipeline,
-    model_args: Mapping[str, Any],
     at: Callable[[], datetime],
     remembers: bool = True,
 ) -> RoundAggregated:
     """Aggregate the open round's updates into its model and publish that as the run's newest; idempotent.
 
-    Of the model the round shares what `share` says. By `down` it travels to the nodes. Unless it `remembers`, the
-    strategy has no use for what the one before left: it is another.
+    The `federation` says what of the model is shared, and what of the updates the coordinator may learn. By `down` the
+    model travels to the nodes. Unless it `remembers`, the strategy has no use for what the one before left: it is
+    another.
 
     The model, and what the strategy remembers, are on the disk for good when this returns.
 
@@ -48,18 +50,27 @@ def close_round(
 
     if state.open is None:
         raise ModelError(f"run {run.name} has no open round")
-    number = state.open.number
+    number, share, privacy = state.open.number, federation.share, federation.privacy
     memory = run.memory(number - 1)
     is_whole = down.is_plain and not share.is_scheduled
     made = run.round_model(number) if is_whole else run.aggregate(number)
     run.round(number).mkdir(parents=True, exist_ok=True)  # no update was asked for in it, where all began earlier
+    updates = {
+        name: (run.answer(update.key), update.examples)
+        for name, update in state.open.updates.items()
+        if name in contributors
+    }
+    rounding = 0.0
+    if state.open.secure:
+        mean, counted, rounding = unmask(run, number, state.open.steps, federation)
+        updates = {"mean": (mean, counted)}
+    if privacy.is_counted_by_node:
+        strategy = with_noise(strategy, federation, rounding)
+    spent = spending(state, federation)
+    promise = spent.metadata if spent else {}
     closed = aggregate_round(
         model=run.round_model(number - 1),
-        updates={
-            name: (run.answer(update.key), update.examples)
-            for name, update in state.open.updates.items()
-            if name in contributors
-        },
+        updates=updates,
         memory=memory if remembers and memory.exists() else None,
         strategy=strategy,
         model_out=made,
@@ -69,6 +80,7 @@ def close_round(
         late=late(run, number, {name: one.key.round for name, one in state.open.updates.items()}, staleness),
         share=share,
         round=number,
+        metadata=promise,
     )
     if closed.memory is None:
         run.memory(number).unlink(missing_ok=True)  # of a coordinator that died here, and another strategy's
@@ -90,7 +102,7 @@ def close_round(
         made.unlink()
         run.residual(number - 2).unlink(missing_ok=True)  # the last round's is read again where this one is closed anew
     run.sync(run.round_model(number))
-    publish(run, number, model_args)
+    publish(run, number, federation.task.model_args, promise)
     return RoundAggregated(
         at=at(),
         round=number,
@@ -98,6 +110,8 @@ def close_round(
         contributors=tuple(contributors),
         memory=closed.memory if uses_controls(strategy) else None,
         difference=difference,
+        epsilon=spent.epsilon if spent else None,
+        epsilon_next=spent.epsilon_next if spent else None,
     )
 
 
@@ -118,14 +132,14 @@ def losses_of(state: RunState, number: int) -> dict[str, float]:
     return {name: score.metrics[state.metric] for name, score in scores.items() if state.metric in score.metrics}
 
 
-def publish(run: RunDir, number: int, model_args: Mapping[str, Any]) -> None:
-    """Make a round's model the run's `model.safetensors` and `model.ckpt`."""
+def publish(run: RunDir, number: int, model_args: Mapping[str, Any], promise: Mapping[str, str]) -> None:
+    """Make a round's model the run's `model.safetensors` and `model.ckpt`, with what is promised of it."""
     from fedctl.division import united
     from fedctl.weights import save, save_checkpoint
 
     whole = united(run.round_model(number), run.rest)
     if run.rest.exists():
-        save(run.model, whole)
+        save(run.model, whole, promise)
     else:
         copy_atomically(run.round_model(number), run.model)
-    save_checkpoint(run.checkpoint, whole, model_args)
+    save_checkpoint(run.checkpoint, whole, model_args, promise)

@@ -96,6 +96,14 @@ class RunDir:
     def update(self, number: int, node: str) -> Path:
         return self.round(number) / "updates" / f"{node}.safetensors"
 
+    def said(self, number: int, step: str, node: str) -> Path:
+        """What a node said to others in a step of a round with masked updates."""
+        return self.round(number) / "secagg" / step / f"{node}.json"
+
+    def mean(self, number: int) -> Path:
+        """The mean of a round's masked updates, as an update of its own."""
+        return self.round(number) / "mean.safetensors"
+
     def alone(self, node: str) -> Path:
         return self.path / "alone" / f"{node}.safetensors"
 
@@ -173,7 +181,8 @@ def create(folder: Path, name: str, *, configuration: str, bundle: bytes, facts:
     path = folder / RUNS / name
     temporary = path.with_name(f".{name}.{os.getpid()}")
     try:
-        temporary.mkdir(parents=True)
+        temporary.parent.mkdir(exist_ok=True)
+        temporary.mkdir(mode=0o700)  # the models and what nodes tell are its user's alone
         for part in ("logs", "rounds"):
             (temporary / part).mkdir()
         (temporary / "events.jsonl").touch()

@@ -9,56 +9,24 @@ from datetime import datetime
 from typing import Literal, assert_never
 
 from fedctl.records import COORDINATOR, Blob, Kind, Score, TaskKey
+from fedctl.roundstate import Answer, Failed, Pending, Received, RoundReport, RoundState, Said, Scored
 from fedctl.traffic import Traffic
 
+__all__ = [
+    "Answer",
+    "Failed",
+    "NodeState",
+    "Pending",
+    "Received",
+    "RoundReport",
+    "RoundState",
+    "RunState",
+    "Said",
+    "Scored",
+    "Status",
+]
+
 Status = Literal["new", "running", "held", "finished", "failed"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Received:
-    """A node's update of a round, or of its training alone."""
-
-    key: TaskKey
-    update: Blob
-    examples: int
-    metrics: Mapping[str, float]
-    seconds: float
-    line_s: float = 0.0
-    steps: int = 0
-    partial: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """What a node's validation of one or more models gave, by label."""
-
-    scores: Mapping[str, Score]
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
-    """The last failed attempt; `spent` counts the attempts that the budget has paid for."""
-
-    attempt: int
-    spent: int
-    reason: str
-    retryable: bool
-
-
-Answer = Received | Scored | Failed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pending:
-    """A training that was asked for an earlier round and whose update still counts; `begun_at` is None before it began.
-
-    It was asked at `asked_at`, moved on by the time in which no coordinator lived.
-    """
-
-    key: TaskKey
-    asked_at: datetime
-    begun_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +36,8 @@ class NodeState:
     It is `lost` when it cannot be reached or used, and `away` when its owner does not want it used now. A trouble began
     at `trouble_at`, `asked_at` is when the node last was found in it, and it is over with an answer or a while of calm;
     `passing` says whether it may pass by itself. `strikes` are the rounds in a row that it failed in, `struck` the last
-    one of them. `kept` is its training whose update last became part of a model: with what that left on the node it
-    goes on.
+    one of them. `spent` has noise, rate and steps of each of its trainings with noise. `kept` is its training whose
+    update last became part of a model: with what that left on the node it goes on.
     """
 
     name: str
@@ -94,84 +62,10 @@ class NodeState:
     score: Score | None = None
     seconds: float = 0.0
     accelerator: str = ""
+    spent: tuple[tuple[float, float, int], ...] = ()
     bytes: Traffic = Traffic()
     error: str | None = None
     detail: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundState:
-    """The open round: its cohort and what each of its nodes has answered, in the order in which they did.
-
-    `wanted` and `quorum` count updates: those that close it at once, and those that it cannot close without. `absent_s`
-    is how long of its time no coordinator lived, `answered_s` when the nodes' last answers came, in seconds from its
-    opening without that time. `begun` has the newest training of each node that has begun one, and when; `asked_at`
-    when each was asked, moved on by that time. With a `max_staleness`, trainings that began up to so many rounds
-    earlier answer it, too.
-    """
-
-    number: int
-    opened_at: datetime
-    nodes: tuple[str, ...]
-    wanted: int
-    quorum: int
-    absent_s: float = 0.0
-    begun: Mapping[str, tuple[TaskKey, datetime]] = field(default_factory=dict)
-    answered_s: Mapping[str, float] = field(default_factory=dict)
-    answers: Mapping[str, Answer] = field(default_factory=dict)
-    bytes: Traffic = Traffic()
-    asked_at: Mapping[str, datetime] = field(default_factory=dict)
-    max_staleness: int = 0
-
-    @property
-    def updates(self) -> dict[str, Received]:
-        """The updates that are in, by node name, in the order of names."""
-        return {name: answer for name, answer in sorted(self.answers.items()) if isinstance(answer, Received)}
-
-    @property
-    def first(self) -> tuple[str, ...]:
-        """The nodes whose updates are taken, in the order of names: the first that came, as many as are wanted."""
-        came = [name for name, answer in self.answers.items() if isinstance(answer, Received)]
-        return tuple(sorted(came[: self.wanted]))
-
-    def training(self, name: str) -> TaskKey | None:
-        """What a node trains for the round, if it has begun to and has not answered yet."""
-        if name not in self.begun:
-            return None
-        key, answer = self.begun[name][0], self.answers.get(name)
-        is_new = answer is None or (isinstance(answer, Failed) and answer.attempt < key.attempt)
-        return key if is_new else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundReport:
-    """A closed round and its cohort.
-
-    Of its contributors, when each update came, in seconds from its opening, and what it took; `partial` has the steps
-    of those that handed in what they had done when their time was over. `staleness` says by how many rounds each
-    update's training began earlier; it is empty for a round that takes no update of an earlier one.
-    """
-
-    number: int
-    nodes: tuple[str, ...]
-    contributors: tuple[str, ...]
-    failed: tuple[str, ...]
-    model: Blob
-    memory: Blob | None
-    difference: Blob | None
-    opened_at: datetime
-    closed_at: datetime
-    answered_s: Mapping[str, float]
-    fit_seconds: Mapping[str, float]
-    line_seconds: Mapping[str, float]
-    partial: Mapping[str, int]
-    bytes: Traffic
-    staleness: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def seconds(self) -> float:
-        """Wall seconds from its opening to its aggregation."""
-        return (self.closed_at - self.opened_at).total_seconds()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +74,8 @@ class RunState:
 
     `pending` are trainings of closed rounds that still count, `carried` the updates that are in and that no round has
     taken yet, in the order in which they came: both by node, and only between and in rounds that take such.
-    `difference` is that of the newest model to the `previous` one, where it travels as such.
+    `difference` is that of the newest model to the `previous` one, where it travels as such. With noise, `epsilon` is
+    what has been spent at `delta`, `epsilon_next` what will have been with one more round, and `budget` what may be.
     """
 
     run: str = ""
@@ -191,6 +86,10 @@ class RunState:
     metric: str = "val_loss"
     mode: str = "min"
     patience_s: float | None = None
+    draw: int = 0
+    noise: str = ""
+    delta: float | None = None
+    budget: float | None = None
     status: Status = "new"
     reason: str | None = None
     started_at: datetime | None = None
@@ -201,6 +100,8 @@ class RunState:
     initial: Blob | None = None
     rest: Blob | None = None
     forecast: Traffic | None = None
+    epsilon: float | None = None
+    epsilon_next: float | None = None
     model: Blob | None = None
     memory: Blob | None = None
     difference: Blob | None = None
@@ -236,6 +137,8 @@ class RunState:
                 return self.finetuned
             case "initialize":
                 return {COORDINATOR: self.initialization} if self.initialization else {}
+            case "keys" | "shares" | "agree" | "unmask":
+                return self.open.said.get(kind, {}) if self.open and self.open.number == round else {}
             case _:
                 assert_never(kind)
 

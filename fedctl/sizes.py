@@ -30,7 +30,18 @@ def forecast_sizes(model: Path, federation: Federation) -> tuple[int, int]:
         round(share * whole * ratio(model, Pipeline.of(codec[way]))) if way in codec else round(share * whole)
         for way in ("up", "down")
     )
+    if federation.privacy.is_secure:
+        return round(share * _masked(model, federation)), down
     return up, down
+
+
+def _masked(model: Path, federation: Federation) -> float:
+    """Bytes of a masked update of a whole model, on the average: narrow ones begin with the second round."""
+    from fedctl.header import read_header
+
+    values = sum(spec.count for spec in read_header(model).spec.values() if spec.is_floating)
+    narrow = federation.rounds - 1 if federation.codec.up else 0
+    return values * (4 - 2 * narrow / federation.rounds)
 
 
 def _share_of_rounds(model: Path, federation: Federation) -> float:

@@ -12,6 +12,7 @@ from typing import assert_never
 from fedctl import answers, cycle
 from fedctl.events import (
     Event,
+    MessageReceived,
     ModelEvaluated,
     ModelInitialized,
     NodeDeclined,
@@ -24,6 +25,7 @@ from fedctl.events import (
     RunFailed,
     RunFinished,
     RunStarted,
+    StepClosed,
     TaskFailed,
     TaskStarted,
     UpdateLost,
@@ -37,6 +39,7 @@ from fedctl.runstate import (
     RoundReport,
     RoundState,
     RunState,
+    Said,
     Scored,
     Status,
 )
@@ -49,6 +52,7 @@ __all__ = [
     "RoundReport",
     "RoundState",
     "RunState",
+    "Said",
     "Scored",
     "Status",
     "apply",
@@ -96,12 +100,16 @@ def apply(state: RunState, event: Event) -> RunState:
             return answers.update_lost(state, event)
         case ModelEvaluated():
             return answers.model_evaluated(state, event)
+        case StepClosed():
+            return cycle.step_closed(state, event)
+        case MessageReceived():
+            return answers.message_received(state, event)
         case RoundHeld():
             return replace(state, status="held") if state.is_open(event.round) else state
         case RoundAggregated():
             return cycle.round_aggregated(state, event)
         case RunFinished():
-            return replace(state, status="finished", ended_at=event.at)
+            return replace(state, status="finished", reason=event.reason or None, ended_at=event.at)
         case RunFailed():
             return replace(state, status="failed", reason=event.reason, ended_at=event.at)
         case _:
@@ -139,6 +147,10 @@ def _run_started(state: RunState, event: RunStarted) -> RunState:
         metric=event.metric,
         mode=event.mode,
         patience_s=event.patience_s,
+        draw=event.draw,
+        noise=event.noise,
+        delta=event.delta,
+        budget=event.budget,
         status="running",
         reason=None,
         started_at=state.started_at or event.at,
@@ -150,13 +162,22 @@ def _run_started(state: RunState, event: RunStarted) -> RunState:
     if not gave_up:
         pause = timedelta(seconds=event.absent_s)
         later = opened and {name: at + pause for name, at in opened.asked_at.items()}
-        paused = opened and replace(opened, absent_s=opened.absent_s + event.absent_s, asked_at=later or {})
+        step_at = opened.step_at + pause if opened and opened.step_at else None
+        paused = opened and replace(
+            opened, absent_s=opened.absent_s + event.absent_s, asked_at=later or {}, step_at=step_at
+        )
         pending = {name: replace(asked, asked_at=asked.asked_at + pause) for name, asked in state.pending.items()}
         return replace(renewed, open=paused, pending=pending)
     fresh = state.initialization and replace(state.initialization, spent=0, retryable=True)
     anew = opened and dict.fromkeys(opened.asked_at, event.at)
     opened = opened and replace(
-        opened, opened_at=event.at, absent_s=0.0, answers=_forgiven(opened.answers), asked_at=anew or {}
+        opened,
+        opened_at=event.at,
+        absent_s=0.0,
+        answers=_forgiven(opened.answers),
+        asked_at=anew or {},
+        said={step: _forgiven(said) for step, said in opened.said.items()},
+        step_at=event.at,
     )
     pending = {name: replace(asked, asked_at=event.at) for name, asked in state.pending.items()}
     return replace(renewed, initialization=fresh, open=opened, pending=pending)

@@ -4,6 +4,7 @@ Updates are not synced one by one as they come, since thousands of nodes may han
 they are looked at here, and the nodes, which keep an update until its round is aggregated, are asked for them again.
 """
 
+import secrets
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
@@ -17,6 +18,7 @@ from fedctl.runstate import Received, RunState
 
 def started(run: RunDir, state: RunState, federation: Federation, seen_at: datetime | None, at: datetime) -> RunStarted:
     """A coordinator takes up the run; the one before gave its last sign of life at `seen_at`."""
+    dp = federation.privacy.differential_privacy
     return RunStarted(
         at=at,
         run=run.name,
@@ -29,6 +31,10 @@ def started(run: RunDir, state: RunState, federation: Federation, seen_at: datet
         mode=federation.task.monitor.mode,
         absent_s=_absent_s(state, seen_at, at),
         patience_s=federation.schedule.patience_s,
+        draw=state.draw or secrets.randbits(62),
+        noise=dp.mode if dp else "",
+        delta=dp.delta if dp else None,
+        budget=dp.epsilon if dp else None,
     )
 
 

@@ -187,11 +187,16 @@ def read_hyper_parameters(path: Path) -> dict[str, Any]:
     return values if argument == "kwargs" or not values else {argument: values}
 
 
-def save_checkpoint(path: Path, weights: Mapping[str, Tensor], hyper_parameters: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    hyper_parameters: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write a `.ckpt` that `load_from_checkpoint` of the user's LightningModule takes, whole or not at all.
 
     `hyper_parameters` are the arguments that the module is built with: plain values, so that no code is unpickled to
-    read them. Lazy `weights` are computed first: one model is in memory.
+    read them; `metadata` stands beside them as `fedctl`. Lazy `weights` are computed first: one model is in memory.
     """
     checkpoint = {
         "pytorch-lightning_version": _lightning_version(),
@@ -203,6 +208,7 @@ def save_checkpoint(path: Path, weights: Mapping[str, Tensor], hyper_parameters:
         "lr_schedulers": [],
         "hparams_name": "kwargs",
         "hyper_parameters": dict(hyper_parameters),
+        **({"fedctl": dict(metadata)} if metadata else {}),
     }
     with _replacing(path) as file:
         torch.save(checkpoint, file)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedctl.cli import launching, runs
+from fedctl.cli import launching, owner, runs
 from fedctl.errors import FedctlError, StateError
 from fedctl.verbatim import Command, Group
 
@@ -71,8 +71,12 @@ for command in (
     launching.launch,
     runs.status,
     runs.logs,
+    runs.audit,
     runs.stop,
     runs.clean,
     runs.aggregate,
 ):
     app.command(cls=Command)(command)
+
+_FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+app.command(cls=Command, context_settings=_FORWARDED, add_help_option=False)(owner.node)

@@ -1,4 +1,4 @@
-"""`fedctl status`, `logs`, `stop`, `clean` and `aggregate`: what one does with a run."""
+"""`fedctl status`, `logs`, `audit`, `stop`, `clean` and `aggregate`: what one does with a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fedctl.cli.options import FED_YAML, FileOption, JsonOption, RunArgument, find_run
-from fedctl.errors import NodeError, UsageError
+from fedctl.errors import ModelError, NodeError, UsageError
 
 
 def status(
@@ -46,6 +46,33 @@ def logs(
     from fedctl.views import results
 
     results.log(log(find_run(file, run), node, follow=follow and not json), as_json=json)
+
+
+def audit(
+    run: RunArgument = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Bring whole ledgers here and compute every hash again.")
+    ] = False,
+    file: FileOption = FED_YAML,
+    json: JsonOption = False,
+) -> None:
+    """Compare what arrived with what left, by its nodes' ledgers.
+
+    Each node writes down what leaves it before it leaves, in a chain of hashes, and the journal keeps the hash of every
+    result's entry. So an update that is in one and not in the other is found, and a ledger that was changed since.
+
+    Exit code 0: all agree. 6: something does not. 4: a node could not be asked.
+    """
+    from fedctl.operations.audit import audit as operation
+    from fedctl.views.auditing import audited
+
+    found = operation(find_run(file, run), verify=verify)
+    audited(found, as_json=json)
+    states = {one.state for one in found.nodes}
+    if "differs" in states:
+        raise typer.Exit(ModelError.exit_code)
+    if "unreachable" in states:
+        raise typer.Exit(NodeError.exit_code)
 
 
 def stop(run: RunArgument = None, file: FileOption = FED_YAML, json: JsonOption = False) -> None:

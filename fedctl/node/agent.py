@@ -33,9 +33,10 @@ from pathlib import Path
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # slow to import, as are hashlib, shutil, subprocess and tarfile: whoever needs one imports it
     from subprocess import Popen
-    from typing import Any, Callable, Dict, Iterator
+    from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
     Header = Dict[str, Any]
+    Confined = Tuple[List[str], Mapping[str, str], Optional[Callable[[], None]]]
 
 PROTOCOL = 1
 GREETING = b"\0fedctl agent 1\n"
@@ -56,22 +57,33 @@ PROBE_S = 30.0
 IMPORT_S = 85.0  # with PROBE_S before it still an answer that the coordinator waits for
 MOST_PATHS = 1000
 MOST_MISSES = 3
+MOST_RESULT = 2 * 2**20
+MOST_METRICS = 1000
+LONGEST_NAME = 200
+PAGE = 2 * 2**20
+TELLING = ("hello", "may", "probe", "accelerators", "look", "trial")
+"""Operations whose answers tell of this machine more than that a request was met."""
 
 DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 HALF_MADE = re.compile(r"\..+\.[0-9a-f]{12}\Z")
-FOLDER = re.compile(r"r[0-9]{4,9}-[A-Za-z0-9][A-Za-z0-9._-]{0,63}-[aescfi][0-9]{1,4}\Z")
+FOLDER = re.compile(r"r[0-9]{4,9}-[A-Za-z0-9][A-Za-z0-9._-]{0,63}-[aescfikhgu][0-9]{1,4}\Z")
 RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+VERSION = re.compile(r"[0-9]{1,2}\.[0-9]{1,3}\Z")
 READABLE = ("update.safetensors", "train.log")
 MADE = {
     "runs": HALF_MADE,
     "blobs": re.compile(r"\.?[0-9a-f]{64}(\..*)?\Z"),
     "bundle": re.compile(r"\.?[0-9a-f]{64}(\..*)?\Z"),
     "env": re.compile(r"\.?([0-9a-f]{64}|python)(\..*)?\Z"),
+    "identity": re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._-]{0,63}(\..*)?\Z"),
     "__pycache__": re.compile(r"agent-[0-9a-f]{12}\..+"),
-    "": re.compile(r"(agent-[0-9a-f]{12}\.py(\.tmp-[0-9]+)?|blobs\.lock)\Z"),
+    "": re.compile(r"(agent-[0-9a-f]{12}\.py(\.tmp-[0-9]+)?|blobs\.lock|ledger\.jsonl(\.torn-[0-9]+)?)\Z"),
 }
 """By folder of the home, the names that fedctl gives there, beside whole runs; the agents' own come last."""
 LEAST_PYTHON = (3, 10)
+BEFORE_ALL = "0" * 64
+CHAINED = re.compile(rb',"prev":"([0-9a-f]{64})","hash":"([0-9a-f]{64})"}\n')
+NUMBERED = re.compile(rb'{"n":([0-9]{1,18}),')
 
 
 class Refused(Exception):
@@ -715,8 +727,13 @@ class Run:
         """The folders of all tasks; none where another agent has removed the run."""
         return sorted(path for path in self.path.glob("*") if FOLDER.match(path.name))
 
-    def start_worker(self, home: Path, spec: Header) -> bool:
-        """Start a detached worker unless one lives; returns whether one was started."""
+    def start_worker(
+        self, home: Path, spec: Header, confine: Callable[[list[str]], Confined] = lambda argv: (argv, {}, None)
+    ) -> bool:
+        """Start a detached worker unless one lives; returns whether one was started.
+
+        `confine` gives the command by which it runs, what goes into its environment, and what it does before it runs.
+        """
         import subprocess
 
         if not DIGEST.match(spec["bundle"]):
@@ -737,16 +754,18 @@ class Run:
             code = f"from fedctl.node.worker import main; main({str(self.path)!r}, {lock.fileno()})"
             remove(self.path / "worker.pid")
             write_whole(self.path / "worker.json", json.dumps(spec).encode(), durable=False)
+            command, words, preexec = confine([python, "-c", f"import sys; sys.path[0:1] = {paths!r}; {code}"])
             with (self.path / "worker.log").open("ab") as log:
                 self.worker = subprocess.Popen(
-                    [python, "-c", f"import sys; sys.path[0:1] = {paths!r}; {code}"],
+                    command,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
                     pass_fds=[lock.fileno()],
                     cwd=spec["cwd"] if Path(spec["cwd"]).is_dir() else Path.home(),
-                    env=dict(os.environ, PYTHONUNBUFFERED="1", PYTHONDONTWRITEBYTECODE="1"),
+                    env=dict(os.environ, PYTHONUNBUFFERED="1", PYTHONDONTWRITEBYTECODE="1", **words),
+                    preexec_fn=preexec,  # noqa: PLW1509  an agent has no threads
                 )
             note(self.worker, self.path / "worker.pid")
         return True
@@ -756,16 +775,20 @@ class Run:
             self.worker.poll()  # it is this process that must reap it
         return is_held(self.path / "worker.lock")
 
-    def accept(self, key: str, task: Header) -> bool:
+    def accept(self, key: str, task: Header, owner: Header | None = None) -> bool:
         """Put a task into the worker's queue, at most once a key; returns whether it is new.
 
         One that is here and was not begun is queued again; one that cannot be read, as a loss of power leaves it, is
-        written anew.
+        written anew. What the node's owner asks of the worker stands beside the task as `owner.json`.
         """
         folder, content = self.folder(key), json.dumps(task).encode()
-        is_new = not folder.is_dir() and make_folder(
-            folder, lambda temporary: write_whole(temporary / "task.json", content, durable=False)
-        )
+
+        def fill(temporary: Path) -> None:
+            write_whole(temporary / "task.json", content, durable=False)
+            if owner is not None:
+                write_whole(temporary / "owner.json", json.dumps(owner).encode(), durable=False)
+
+        is_new = not folder.is_dir() and make_folder(folder, fill)
         if not is_new:
             try:
                 parse((folder / "task.json").read_bytes())
@@ -915,7 +938,9 @@ def key_of(folder: str) -> str:
 def failed(key: str, reason: str, detail: str = "", *, retryable: bool) -> Header:
     """The result of a task that came to nothing."""
     nothing = {"examples": 0, "metrics": {}, "scores": {}, "update": None, "steps": 0, "partial": False, "fresh": False}
-    nothing.update({"seconds": 0.0, "accelerator": "", "ask_again_s": None})
+    nothing.update(
+        {"seconds": 0.0, "accelerator": "", "ask_again_s": None, "message": {}, "privacy": {}, "tensors": []}
+    )
     return {"key": key, **nothing, "error": reason, "detail": detail, "retryable": retryable}
 
 
@@ -970,6 +995,8 @@ class Environments:
     def find(self, needs: Header) -> Header:
         """Where the environment that is asked for is, or would be: digest, version and interpreter."""
         wanted, is_online = needs["python"], not needs["wheels"]
+        if not isinstance(wanted, str) or not VERSION.match(wanted):
+            raise Refused(f"not a version of Python: {wanted!r}")
         if (wanted, is_online) not in self.pythons:
             self.pythons[wanted, is_online] = find_python(wanted, is_online=is_online)
         found = self.pythons[wanted, is_online]
@@ -1121,6 +1148,219 @@ def runs_as(version: str) -> str | None:
     return path
 
 
+class Ledger:
+    """What has left this machine, an entry a line, each written before its bytes go; append-only.
+
+    An entry is an object that ends in `prev`, the hash of the one before it, and `hash`: the SHA-256 of `prev` and of
+    the digest of all that stands before `prev` on the line. So whoever knows only the digests of entries, or the hash
+    of one of them, finds out what was changed, left out, put in or moved. Any number of agents append, one at a time.
+    A durable one survives a loss of power to its last entry; without that it costs no task anything.
+    """
+
+    def __init__(self, path: Path, *, to: str = "", is_durable: bool = False) -> None:
+        self.path = path
+        self.to = to
+        self.is_durable = is_durable
+        self.seen = (-1, -1)
+        """The file and its size after the last look at it; nobody has appended since where it still has them."""
+        self.number = 0
+        self.hash = BEFORE_ALL
+
+    def append(self, *entries: Header) -> Header:
+        """Write them down and return the last one's number and hash; raises Refused where that cannot be done."""
+        try:
+            with self.locked() as file:
+                state = os.fstat(file.fileno())
+                lines = [] if self.seen == (state.st_ino, state.st_size) else self.catch_up(file)
+                end, number, prev = os.fstat(file.fileno()).st_size, self.number, self.hash
+                now = time.time()
+                at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
+                written = b""
+                for entry in (*lines, *entries):
+                    number += 1
+                    to = {"to": self.to} if self.to else {}
+                    body = json.dumps({"n": number, "at": at, **entry, **to}, separators=(",", ":")).encode()[:-1]
+                    before, prev = prev, chained(prev, hash_of(body).hexdigest())
+                    written += body + f',"prev":"{before}","hash":"{prev}"}}\n'.encode()
+                try:
+                    write_all(file.fileno(), written)
+                    if self.is_durable:
+                        os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(end)
+                    raise
+                self.seen, self.number, self.hash = (state.st_ino, end + len(written)), number, prev
+        except OSError as error:
+            raise Refused(f"what leaves cannot be written down: OSError: {error}") from error
+        return {"n": number, "hash": prev}
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[FileIO]:
+        """The file, made where there is none, for this process alone."""
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            with os.fdopen(descriptor, "r+b", buffering=0) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if not is_at(file, self.path):
+                    continue
+                if self.is_durable and self.seen[0] == -1:
+                    sync_folder(self.path.parent)
+                yield file
+                return
+
+    def catch_up(self, file: FileIO) -> list[Header]:
+        """Learn the last entry. What stands behind it is torn, as a loss of power leaves it.
+
+        That is kept aside and taken off; returns the entries that say so.
+        """
+        self.number, self.hash, end = last_entry(file)
+        size = os.fstat(file.fileno()).st_size
+        if end == size:
+            return []
+        torn = os.pread(file.fileno(), size - end, end)
+        aside = self.path.with_name(f"{self.path.name}.torn-{time.time_ns()}")
+        write_whole(aside, torn)
+        aside.chmod(0o600)
+        file.truncate(end)
+        return [{"kind": "torn", "size": len(torn), "sha256": hash_of(torn).hexdigest(), "kept": aside.name}]
+
+    def page(self, identity: str, offset: int, *, is_whole: bool) -> tuple[bytes, int | None]:
+        """A run's own entries from that offset on, as they stand there, and where to go on; None at the end.
+
+        Of others' entries, also of other keys', the whole chain has but the digests, and an empty line for one that is
+        none.
+        """
+        marks = [b'"identity":%s,' % json.dumps(identity).encode()]
+        marks += [b',"to":%s,"prev":' % json.dumps(self.to).encode()] if self.to else []
+        page, size = [], 0
+        for line, match in entry_lines(self.path, offset):
+            offset += len(line)
+            is_own = match is not None and all(mark in line for mark in marks)
+            if is_own or is_whole:
+                others = hash_of(line[: match.start()]).hexdigest().encode() + b"\n" if match else b"\n"
+                page.append(line if is_own else others)
+                size += len(page[-1])
+                if size >= PAGE:
+                    return b"".join(page), offset
+        return b"".join(page), None
+
+
+def chained(prev: str, digest: str) -> str:
+    """The hash of a ledger's entry, by the hash of the one before it and the digest of its own words."""
+    return str(hash_of((prev + digest).encode()).hexdigest())
+
+
+def last_entry(file: FileIO) -> tuple[int, str, int]:
+    """The number, the hash and the end of the last whole entry of a ledger; of none where it has none."""
+    size, length = os.fstat(file.fileno()).st_size, 4096
+    while True:
+        begin = max(0, size - length)
+        content = os.pread(file.fileno(), size - begin, begin)
+        for match in reversed(list(CHAINED.finditer(content))):
+            first = content.rfind(b"\n", 0, match.start()) + 1
+            number = NUMBERED.match(content, first) if first or not begin else None
+            if number:
+                return int(number[1]), match[2].decode(), begin + match.end()
+        if not begin:
+            return 0, BEFORE_ALL, 0
+        length *= 4
+
+
+def entry_lines(path: Path, offset: int = 0) -> Iterator[tuple[bytes, re.Match[bytes] | None]]:
+    """The whole lines of a ledger, and where each is chained; None for one that is no entry. None where it is gone."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        file.seek(offset)
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line, CHAINED.search(line, max(0, len(line) - 200))
+
+
+def examine(path: Path) -> tuple[Header | None, str | None]:
+    """The number and hash of a ledger's last entry, None for none; and the first thing that is wrong with its chain."""
+    number, prev, trouble = 0, BEFORE_ALL, None
+    for line, match in entry_lines(path):
+        numbered = NUMBERED.match(line)
+        if match is None or numbered is None:
+            trouble = trouble or f"the line after entry {number} is no entry"
+            continue
+        found, digest = int(numbered[1]), hash_of(line[: match.start()]).hexdigest()
+        trouble = trouble or misfit(number, prev, found, digest, match[1].decode(), match[2].decode())
+        number, prev = found, match[2].decode()
+    return ({"n": number, "hash": prev} if number else None), trouble
+
+
+def misfit(number: int, hash_before: str, found: int, digest: str, prev: str, hash_here: str) -> str | None:
+    """What is wrong with the entry that stands behind entry `number` of a ledger; None where it is right."""
+    if found > number + 1:
+        return f"entry {number + 1} is missing" + (f", and all up to {found - 1}" if found > number + 2 else "")
+    if found <= number:
+        return f"entry {found} stands behind entry {number}"
+    if chained(prev, digest) != hash_here:
+        return f"entry {found} was changed"
+    return f"entry {found} does not lead on from entry {number}" if prev != hash_before else None
+
+
+def unfit(result: Header) -> str | None:
+    """Why a result does not leave: it is larger than any has to be; None where it may."""
+    scores = result.get("scores")
+    named = [result, *(scores.values() if isinstance(scores, dict) else ())]
+    for metrics in (one.get("metrics") or {} for one in named if isinstance(one, dict)):
+        if len(metrics) > MOST_METRICS:
+            return f"it has {len(metrics)} metrics, and at most {MOST_METRICS} may leave"
+        longest = max(map(str, metrics), key=len, default="")
+        if len(longest) > LONGEST_NAME:
+            return f"the metric {longest[:40]}... has a name of more than {LONGEST_NAME} characters"
+    size = len(canonical(result))
+    return f"its result has {size} bytes, and at most {MOST_RESULT} may leave" if size > MOST_RESULT else None
+
+
+def canonical(value: Header) -> bytes:
+    """The one form of a JSON object whose digest stands in a ledger."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def digested(content: bytes) -> Header:
+    return {"size": len(content), "sha256": hash_of(content).hexdigest()}
+
+
+def tensor_names(result: Header, file: FileIO) -> Header | None:
+    """How many tensors an update brings, and a digest of their sorted names; None where nothing tells."""
+    names = result.get("tensors")
+    if not names:
+        try:
+            size = int.from_bytes(os.pread(file.fileno(), 8, 0), "little")
+            names = set(parse(os.pread(file.fileno(), min(size, LONGEST_HEADER), 8))) - {"__metadata__"}
+        except ValueError:  # packed by a codec
+            return None
+    return {"count": len(names), "sha256": hash_of("\n".join(sorted(map(str, names))).encode()).hexdigest()}
+
+
+class Told:
+    """What was told of something line by line, to be written down at its end."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self.size = 0
+        self.hash: Any = None
+
+    def add(self, line: Header) -> None:
+        content = canonical(line) + b"\n"
+        self.hash = self.hash or hash_of()
+        self.hash.update(content)
+        self.lines += 1
+        self.size += len(content)
+
+    def entries(self, about: Header) -> list[Header]:
+        """The one entry that says so; none where nothing was told."""
+        if not self.lines:
+            return []
+        return [{**about, "lines": self.lines, "size": self.size, "sha256": self.hash.hexdigest()}]
+
+
 class Watch:
     """What the agent remembers of a task that it watches."""
 
@@ -1128,6 +1368,7 @@ class Watch:
         self.task = task
         self.worker = worker
         self.offset = 0
+        self.told = Told()
         self.is_revived = False
         self.is_missed = False
 
@@ -1140,6 +1381,7 @@ class Making:
         self.bundle = bundle
         self.asker = asker
         self.line = ""
+        self.told = Told()
         self.is_revived = False
 
 
@@ -1156,22 +1398,80 @@ class Agent:
         self.runs: dict[str, Run] = {}
         self.watched: dict[tuple[str, str], Watch] = {}
         self.making: dict[str, Making] = {}
+        self.ledger = self.open_ledger()
+        self.reads: dict[tuple[str, str], tuple[tuple[int, ...], int]] = {}
+        """Of updates that leave piece by piece: the file as it was when it was written down, and how far it left."""
         self.looked_at = 0.0
 
     def answer(self, header: Header, body: bytes) -> None:
         """Answer one request; a refusal is an answer too. An operation finds and leaves a body under "body"."""
-        operation = getattr(self, f"do_{header.get('op')}", None)
         try:
-            if operation is None:
-                answer: Header = {"error": f"unknown operation: {header.get('op')!r}"}
-            else:
-                answer = operation({**header, "body": body}) or {}
+            answer = self.operation(header.get("op"))({**header, "body": body}) or {}
         except Refused as refusal:
             answer = {"error": str(refusal)}
         except Exception as error:  # whatever one request asks for, the tasks of the others are watched on
             answer = {"error": f"{type(error).__name__}: {error}"}
         data = answer.pop("body", b"")
+        if "error" in answer or "declined" in answer or header.get("op") in TELLING:
+            answer = self.noted(header, answer)
         self.send({"re": header.get("id"), **answer}, data)
+
+    def operation(self, name: object) -> Callable[[Header], Header | None]:
+        """What answers requests of that name; raises Refused where there is none."""
+        operation: Callable[[Header], Header | None] | None = getattr(self, f"do_{name}", None)
+        if operation is None:
+            raise Refused(f"unknown operation: {name!r}")
+        return operation
+
+    def open_ledger(self) -> Ledger:
+        """Where what leaves is written down. Nobody has asked for that here, so it waits for no disk."""
+        return Ledger(self.home / "ledger.jsonl")
+
+    def noted(self, header: Header, answer: Header) -> Header:
+        """An answer that tells of this machine, written down; a refusal instead of one that cannot be."""
+        op, identity = str(header.get("op"))[:50], str(header.get("identity") or "")[:LONGEST_NAME]
+        try:
+            kind = {"kind": "facts"} if op == "hello" else {"kind": "answer", "op": op}
+            self.ledger.append({**kind, "identity": identity, **digested(canonical(answer))})
+        except Refused as refusal:
+            return {"error": str(refusal)}
+        return answer
+
+    def about(self, kind: str, identity: str, key: str) -> Header:
+        """How an entry about a task begins."""
+        return {"kind": kind, "run": self.runs[identity].path.name, "identity": identity, "task": key}
+
+    def tell(self, identity: str, key: str, result: Header, told: Told | None = None) -> Header:
+        """A result as it leaves and its entry in the ledger, which also has what was `told` of the task before.
+
+        One that cannot be written down stays here, and leaves as a failure that says so.
+        """
+        run = self.runs[identity]
+        result = self.outgoing(run, key, result)
+        trouble = unfit(result)
+        if trouble:
+            result = failed(key, trouble, retryable=False)
+        words = str(result.get("error") or "") + str(result.get("detail") or "")
+        entry = {
+            **self.about("result", identity, key),
+            **digested(canonical(result)),
+            **{name: result.get(name) for name in ("examples", "metrics", "scores", "privacy")},
+            "error": len(words),
+            "message": digested(json.dumps(result["message"]).encode()) if result.get("message") else None,
+        }
+        try:
+            before = told.entries(self.about("progress", identity, key)) if told else []
+            return {"result": result, "ledger": self.ledger.append(*before, entry)}
+        except Refused as refusal:
+            return {"result": failed(key, str(refusal), retryable=True), "ledger": None}
+
+    def end(self) -> None:
+        """The line is at its end: write down what was told of tasks that go on."""
+        for (identity, key), watch in self.watched.items():
+            with contextlib.suppress(Refused):
+                told = watch.told.entries(self.about("progress", identity, key))
+                if told:
+                    self.ledger.append(*told)
 
     def run(self, header: Header) -> Run:
         identity = header["identity"]
@@ -1202,6 +1502,8 @@ class Agent:
             "time": time.time(),
             "home": str(self.home),
             "user": user(),
+            "agent": Path(__file__).stem.rpartition("-")[2],
+            "enrolled": False,
             "forced": "SSH_ORIGINAL_COMMAND" in os.environ,
             "memory_available": memory_available(),
             **({"has": self.stand(header["needs"])} if header.get("needs") else {}),
@@ -1258,7 +1560,22 @@ class Agent:
         return {"digest": digest}
 
     def do_worker(self, header: Header) -> Header:
-        return {"started": self.run(header).start_worker(self.home, header["worker"])}
+        return {"started": self.start_worker(self.run(header), header["worker"])}
+
+    def start_worker(self, run: Run, spec: Header) -> bool:
+        return run.start_worker(self.home, spec)
+
+    def owners_words(self, task: Header) -> Header | None:  # noqa: ARG002  a guard has some
+        """What the owner of this node asks of the worker for a task; None where nobody guards it."""
+        return None
+
+    def outgoing(self, run: Run, key: str, result: Header) -> Header:  # noqa: ARG002  a guard looks at all of them
+        """A task's result as it leaves this machine."""
+        return result
+
+    def outgoing_progress(self, progress: Header) -> Header:
+        """A line of a task's telemetry as it leaves this machine."""
+        return progress
 
     def do_start(self, header: Header) -> Header:
         """Start a task or adopt it; from now on its progress and its end are pushed.
@@ -1269,7 +1586,7 @@ class Agent:
         result = run.result(key)
         was_stopped = result is not None and result.get("ask_again_s") is not None
         if result is not None and not was_stopped:
-            return {"state": "done", "result": result}
+            return {"state": "done", **self.tell(header["identity"], key, result)}
         if task.get("when") and (was_stopped or not run.folder(key).is_dir()):
             verdict = judge(task["when"])
             if not verdict["may"]:
@@ -1277,10 +1594,10 @@ class Agent:
         missing = self.missing(task, header["worker"])
         if missing:
             return {"missing": missing}
-        run.start_worker(self.home, header["worker"])  # first, so that nothing waits for one that cannot be
+        self.start_worker(run, header["worker"])  # first, so that nothing waits for one that cannot be
         if was_stopped:
             discard(run.folder(key))
-        is_new = run.accept(key, task)
+        is_new = run.accept(key, task, self.owners_words(task))
         self.watched[header["identity"], key] = Watch(task, header["worker"])
         return {"state": "started" if is_new else "adopted"}
 
@@ -1315,7 +1632,55 @@ class Agent:
         if path.name == "train.log" and path.parent.is_dir() and not path.exists():
             return {"size": 0}  # the task is here and has said nothing yet
         body = Slice(path, header["offset"], min(header["limit"], LONGEST_BODY))
+        note = self.note_update if path.name == "update.safetensors" else self.note_log
+        try:
+            if len(body):
+                note(header["identity"], header["key"], body)
+        except (OSError, Refused):
+            body.file.close()
+            raise
         return {"size": body.whole, "body": body}
+
+    def note_log(self, identity: str, key: str, body: Slice) -> None:
+        """Write down that a piece of a task's log leaves, which only ever grows."""
+        piece = os.pread(body.file.fileno(), len(body), body.offset)
+        self.ledger.append({**self.about("log", identity, key), "offset": body.offset, **digested(piece)})
+
+    def note_update(self, identity: str, key: str, body: Slice) -> None:
+        """Write down that an update leaves, from this offset on: once for all pieces of it that follow in order.
+
+        Raises Refused where it is not the one that its result names.
+        """
+        state = os.fstat(body.file.fileno())
+        is_now = (state.st_ino, state.st_size, state.st_mtime_ns)
+        was, end = self.reads.get((identity, key), ((), 0))
+        if was != is_now or body.offset < end:
+            run = self.runs[identity]
+            result = run.result(key) or {}
+            digest = sha256(body.file, body.whole).hexdigest()
+            if (result.get("update") or {}).get("digest", digest) != digest:
+                raise Refused(f"the update of {key} is not the one that its result names")
+            self.ledger.append(
+                {
+                    **self.about("update", identity, key),
+                    "offset": body.offset,
+                    "size": body.whole,
+                    "sha256": digest,
+                    "tensors": tensor_names(result, body.file),
+                    "code": run.bundle(),
+                    "privacy": result.get("privacy"),
+                }
+            )
+        self.reads[identity, key] = (is_now, body.offset + len(body))
+
+    def do_ledger(self, header: Header) -> Header:
+        """A page of what left of a run, from an `offset` on, and of the whole chain the digests where that `is_whole`.
+
+        The first page also brings the chain's `head`, and what is wrong with it.
+        """
+        body, offset = self.ledger.page(header["identity"], header["offset"], is_whole=header["whole"])
+        head, trouble = (None, None) if header["offset"] else examine(self.ledger.path)
+        return {"head": head, "trouble": trouble, "offset": offset, "body": body}
 
     def do_release(self, header: Header) -> None:
         """The coordinator holds these tasks' updates now, and needs these models no more."""
@@ -1508,6 +1873,8 @@ print(json.dumps({'python': sys.version.split()[0], 'packages': packages}))
             if result is not None:
                 push = {"push": "result", "result": result}
             if push is not None:
+                if push["push"] == "result":
+                    push.update(self.tell(identity, key, push["result"], watch.told))
                 del self.watched[identity, key]
                 self.send({**push, "key": key}, b"")
 
@@ -1517,6 +1884,7 @@ print(json.dumps({'python': sys.version.split()[0], 'packages': packages}))
             is_making, line = self.environments.is_making(digest), self.environments.newest_line(digest)
             if line and line != making.line:
                 making.line = line
+                making.told.add({"line": line})
                 self.send({"push": "environment", "key": digest, "line": line}, b"")
             if is_making:
                 continue
@@ -1527,8 +1895,14 @@ print(json.dumps({'python': sys.version.split()[0], 'packages': packages}))
                     self.environments.make(making.needs, making.bundle, self.blobs, making.asker)
                 continue
             del self.making[digest]
-            lost = {"error": "the process that made the environment is gone", "detail": line}
-            self.send({"push": "environment ended", "key": digest, "end": end or lost}, b"")
+            end = end or {"error": "the process that made the environment is gone", "detail": line}
+            making.told.add(end)
+            try:
+                about = {"kind": "answer", "op": "environment", "identity": making.asker}
+                self.ledger.append(*making.told.entries(about))
+            except Refused as refusal:
+                end = {"error": str(refusal), "detail": ""}
+            self.send({"push": "environment ended", "key": digest, "end": end}, b"")
 
     def attend(self, run: Run, key: str, watch: Watch, *, is_queued: bool) -> Header | None:
         """See that a task goes on, or fails; returns what there is to push and is not written down."""
@@ -1562,8 +1936,8 @@ print(json.dumps({'python': sys.version.split()[0], 'packages': packages}))
         missing = self.missing(watch.task, watch.worker)
         if missing:
             return {"push": "missing", "missing": missing}
-        run.start_worker(self.home, watch.worker)
-        run.accept(key, watch.task)
+        self.start_worker(run, watch.worker)
+        run.accept(key, watch.task, self.owners_words(watch.task))
         return None
 
     def push_progress(self, run: Run, key: str, watch: Watch) -> None:
@@ -1581,6 +1955,8 @@ print(json.dumps({'python': sys.version.split()[0], 'packages': packages}))
                 progress = parse(fresh[:end].splitlines()[-1])
             except ValueError:
                 return
+            progress = self.outgoing_progress(progress)
+            watch.told.add(progress)
             self.send({"push": "progress", "key": key, "progress": progress}, b"")
 
 
@@ -1631,8 +2007,8 @@ class Line:
         return view[:have]
 
 
-def serve(home: Path) -> None:
-    """Answer frames from stdin until it ends."""
+def serve(agent_for: Callable[[Callable[[Header, bytes | Slice], None]], Agent]) -> None:
+    """Answer frames from stdin until it ends, by an agent that sends what it has to say by the function it is given."""
     source, sink = sys.stdin.fileno(), os.dup(sys.stdout.fileno())
     with Path(os.devnull).open("wb") as null:
         os.dup2(null.fileno(), sys.stdout.fileno())
@@ -1649,12 +2025,20 @@ def serve(home: Path) -> None:
             write_all(sink, head, body)
 
     line = Line(source)
-    agent = Agent(home, send)
+    agent = agent_for(send)
     write_all(sink, GREETING)
+    try:
+        converse(agent, line)
+    finally:
+        agent.end()
+
+
+def converse(agent: Agent, line: Line) -> None:
+    """Answer what comes and push what there is to see, until the line ends."""
     next_look = 0.0
     while True:
         rest_s = max(0.0, next_look - time.monotonic()) if agent.is_watching else None
-        if line.held or select.select([source], [], [], rest_s)[0]:
+        if line.held or select.select([line.descriptor], [], [], rest_s)[0]:
             try:
                 frame = read_frame(line.read)
             except CutOff as cut:
@@ -1674,8 +2058,10 @@ def serve(home: Path) -> None:
 
 def main() -> None:
     """Serve the one line that this process was started for."""
+    os.umask(0o077)  # what is kept here is nobody else's, whatever the login's own umask
+    home = Path(os.environ.get("FEDCTL_HOME") or "~/.fedctl").expanduser()
     with contextlib.suppress(BrokenPipeError):  # the coordinator has gone; what it started goes on
-        serve(Path(os.environ.get("FEDCTL_HOME") or "~/.fedctl").expanduser())
+        serve(lambda send: Agent(home, send))
 
 
 if __name__ == "__main__":

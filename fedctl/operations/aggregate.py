@@ -14,9 +14,11 @@ from fedctl.errors import StateError, UsageError
 from fedctl.events import UpdateReceived
 from fedctl.federation import Named
 from fedctl.journal import Journal, read
+from fedctl.operations import combinations
 from fedctl.operations.algorithm import build_algorithm, strategy_of, told_of_nodes
 from fedctl.operations.launch import configured
 from fedctl.operations.status import require_held
+from fedctl.privacy import Privacy
 from fedctl.records import Blob
 from fedctl.rounds import close_round, late, losses_of
 from fedctl.rundir import RunDir, find
@@ -76,8 +78,10 @@ def _files(request: Request) -> AggregateReport:
         raise UsageError("--commit and --round belong to a run, not to files")
     if request.output is None:
         raise UsageError("where should the result go?", hint="add `-o out.safetensors`")
+    files = [Path(source) for source in request.sources]
+    _refuse_masked(files)
     return aggregate_files(
-        [Path(source) for source in request.sources],
+        files,
         output=request.output,
         strategy=_strategy(request, Named(name="fedavg")),
         weights=_numbers(request.weights),
@@ -86,9 +90,34 @@ def _files(request: Request) -> AggregateReport:
     )
 
 
+def _refuse_masked(files: Sequence[Path]) -> None:
+    """Raises UsageError for a masked update of a run: a strategy would take its whole numbers for weights."""
+    from fedctl.masked import VECTOR
+
+    for path in files:
+        if path.suffix == ".safetensors" and path.is_file() and set(Weights.open(path)) == {VECTOR}:
+            raise UsageError(
+                f"{path} is a masked update, which tells nothing alone",
+                hint="average models of rounds instead, such as `rounds/0003/model.safetensors` of two runs",
+            )
+
+
+def _refuse_what_is_promised(run: RunDir, privacy: Privacy) -> None:
+    """Raises StateError where a what-if cannot be had of a run's updates, or would be without the noise on them."""
+    commit = f"`fedctl aggregate {run.name} --commit` makes the model of a held round"
+    if privacy.is_secure:
+        raise StateError(
+            f"the updates of run {run.name} are masked: all of a round together give their mean, and nothing else",
+            hint=f"{commit}, with `--strategy` by another strategy over a mean",
+        )
+    if privacy.is_counted_by_node:
+        raise StateError(f"a what-if over the updates of run {run.name} would be without its noise", hint=commit)
+
+
 def _what_if(request: Request, run: RunDir) -> AggregateReport:
     """Aggregate a round's updates anew, beside the run; the weights are the nodes' examples unless given."""
     federation = configured(run)
+    _refuse_what_is_promised(run, federation.privacy)
     state = fold(read(run.journal))
     number = request.round or (state.open.number if state.open and state.open.updates else state.round)
     rounds = _in_time(state, number)
@@ -141,6 +170,7 @@ def _commit(request: Request, run: RunDir) -> Committed:
     strategy = told_of_nodes(_strategy(request, own), federation)
     rule = build(strategy, folder=federation.folder)
     own_algorithm = build_algorithm(federation)
+    combinations.check(own_algorithm.federation, rule)
     kept = rule_of(own_algorithm.strategy)
     if rule_of(rule) and not kept:
         raise UsageError(
@@ -164,10 +194,9 @@ def _commit(request: Request, run: RunDir) -> Committed:
             state,
             contributors=_contributors(state),
             strategy=rule,
-            share=own_algorithm.federation.share,
+            federation=own_algorithm.federation,
             down=own_algorithm.ways.down,
             staleness=staleness.build(federation.schedule.staleness),
-            model_args=federation.task.model_args,
             at=lambda: datetime.now(UTC),
             remembers=strategy.name == own.name,
         )
@@ -189,7 +218,10 @@ def _in_time(state: RunState, number: int) -> Mapping[str, int]:
 
 
 def _contributors(state: RunState) -> tuple[str, ...]:
-    return state.open.first if state.open else ()
+    """Those that the round's model is of; masks come off the sum of all that its steps agreed on, and of no others."""
+    if state.open is None:
+        return ()
+    return state.open.steps["train"] if state.open.secure else state.open.first
 
 
 def _received(run: RunDir, rounds: Mapping[str, int]) -> Mapping[str, UpdateReceived]:

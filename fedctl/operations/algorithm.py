@@ -7,6 +7,7 @@ from fedctl.codecs.pipeline import Ways
 from fedctl.errors import ConfigError
 from fedctl.federation import Federation, Named
 from fedctl.node.rules import RULES, kind_of
+from fedctl.operations import combinations
 from fedctl.operations.ways import ways_of
 from fedctl.strategies import STRATEGIES, Strategy, build, fragments_of, least_of, needs_losses, rule_of, uses_controls
 from fedctl.strategies.options import from_options
@@ -68,6 +69,7 @@ def build_algorithm(federation: Federation) -> Algorithm:
             hint="leave `local` out, and give options to the strategy",
         )
     _check_turns(federation, named.name, strategy)
+    combinations.check(federation, strategy)
     whole = replace(federation, strategy=named, local=rule or local)
     return Algorithm(strategy=strategy, ways=ways_of(whole), federation=whole)
 

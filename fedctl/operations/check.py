@@ -16,7 +16,7 @@ from fedctl.federation import Federation, Node, When
 from fedctl.host import Host, Work
 from fedctl.hosts import MOST_AT_ONCE, Hosts
 from fedctl.node.agent import MOST_PATHS
-from fedctl.operations import findings
+from fedctl.operations import findings, owned
 from fedctl.operations.accepting import Ask, accept
 from fedctl.operations.algorithm import build_algorithm
 from fedctl.operations.findings import Finding
@@ -145,13 +145,14 @@ class _Look:
             *findings.reached(first, facts, connection.noise),
             *findings.python(first, environment, stand),
             *findings.room(facts, self._needed(making), making),
+            *owned.enrolment(first, facts, stand),
         )
         return {
             node.name: (
                 *machine,
                 findings.accelerator(node, facts, cards),
                 findings.clock(skew_s),
-                findings.data(list(paths[node.name]), [seen[path] for path in paths[node.name].values()]),
+                owned.data(list(paths[node.name]), [seen[path] for path in paths[node.name].values()]),
                 *([findings.when(_asked(connection.ask, node.when))] if node.when else []),
                 trial,
             )

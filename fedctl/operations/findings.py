@@ -177,22 +177,6 @@ def when(answer: Mapping[str, Any]) -> Finding:
             )
 
 
-def data(paths: Sequence[str], found: Sequence[object]) -> Finding:
-    """Whether the paths among a node's arguments are there; `found` is of each whether it exists and may be read."""
-    wrong = [
-        f"{path} {'may not be read' if state == {'exists': True, 'readable': False} else 'is not there'}"
-        for path, state in zip(paths, found, strict=True)
-        if state != {"exists": True, "readable": True}
-    ]
-    return Finding(
-        name="data",
-        passed=not wrong,
-        value="; ".join(wrong) or (", ".join(paths) if paths else "no paths are named"),
-        remedy="correct `data:` of this node, or let the account there read it",
-        mark="ok" if paths else "-",
-    )
-
-
 def trial(answer: Mapping[str, Any], remedy: str | None = None) -> Finding:
     """Whether the user's code could be imported there; `remedy` is for a failure whose cause is known here."""
     match answer:

@@ -26,6 +26,7 @@ from fedctl.operations.rehearsal import rehearse
 from fedctl.records import Blob
 from fedctl.rundir import RunDir
 from fedctl.sinks import MetricsSink
+from fedctl.spending import check_budget
 from fedctl.state import RunState, fold
 from fedctl.strategies import uses_controls
 
@@ -110,6 +111,7 @@ def begin(path: Path, name: str | None, overrides: Sequence[str]) -> tuple[Feder
     if name is not None:
         rundir.check_name(name)
     build_algorithm(federation)
+    check_budget(federation)
     environments(federation)
     run = rundir.create(
         federation.folder,

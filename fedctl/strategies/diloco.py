@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from fedctl.strategies import Contribution, Outcome
 from fedctl.strategies.options import STATISTICS, check_above_zero, check_below_one
@@ -39,6 +39,7 @@ class DiLoCo:
     fragments: int = 1
     by_examples: bool = False
     buffers: tuple[str, ...] = STATISTICS
+    takes_a_mean: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.outer not in ("nesterov", "momentum"):

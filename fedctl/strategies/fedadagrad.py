@@ -30,6 +30,7 @@ class FedAdagrad:
     tau: float = 1e-3
     buffers: tuple[str, ...] = STATISTICS
     weighted: ClassVar[bool] = True
+    takes_a_mean: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_above_zero(lr=self.lr, tau=self.tau)

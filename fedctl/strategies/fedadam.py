@@ -34,6 +34,7 @@ class FedAdam:
     tau: float = 1e-3
     buffers: tuple[str, ...] = STATISTICS
     weighted: ClassVar[bool] = True
+    takes_a_mean: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_below_one(beta1=self.beta1, beta2=self.beta2)

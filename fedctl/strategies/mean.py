@@ -26,6 +26,7 @@ class Mean:
     """
 
     weighted: ClassVar[bool] = True
+    takes_a_mean: ClassVar[bool] = True
 
     def aggregate(
         self,

@@ -33,6 +33,7 @@ class Momentum:
     lr: float = 1.0
     buffers: tuple[str, ...] = STATISTICS
     weighted: ClassVar[bool] = True
+    takes_a_mean: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_below_one(momentum=self.momentum)

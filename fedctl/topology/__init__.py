@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from fedctl.errors import ConfigError
 from fedctl.federation import Callback, Federation, Finetune, Limits, Monitor, Schedule, TaskSpec
+from fedctl.privacy import OPEN, AdaptiveClip, DifferentialPrivacy, Privacy, SecureAggregation
 from fedctl.share import Share
 from fedctl.topology.document import Address, Document, read
 from fedctl.topology.expand import expand, node_problems
@@ -28,7 +29,7 @@ from fedctl.topology.overrides import override
 from fedctl.topology.problems import Problem, problems_of, refusal
 from fedctl.topology.references import reference_problem
 from fedctl.topology.schedules import schedule_problems
-from fedctl.topology.schema import FederationSection, TaskSection
+from fedctl.topology.schema import FederationSection, PrivacySection, TaskSection
 from fedctl.topology.wording import describe
 
 __all__ = ["load", "parse", "parse_value"]
@@ -135,11 +136,23 @@ def _federation(section: FederationSection, folder: Path) -> Federation:
         "schedule": Schedule(**section.schedule.given) if section.schedule else Schedule(),
         "limits": Limits(**section.limits.given) if section.limits else Limits(),
         "share": Share(**section.share.given) if section.share else Share(),
+        "privacy": _privacy(section.privacy),
         "finetune": Finetune(**section.finetune.given) if section.finetune else None,
     }
-    for checked_only in ("privacy", "defaults"):
-        fields.pop(checked_only, None)
+    fields.pop("defaults", None)
     return Federation(**fields)
+
+
+def _privacy(section: PrivacySection | None) -> Privacy:
+    if section is None:
+        return OPEN
+    fields = dict(section.given)
+    if secure := section.secure_aggregation:
+        fields["secure_aggregation"] = SecureAggregation(**secure.given)
+    if dp := section.differential_privacy:
+        adaptive = AdaptiveClip(**dp.adaptive.given) if dp.adaptive else None
+        fields["differential_privacy"] = DifferentialPrivacy(**{**dp.given, "adaptive": adaptive})
+    return Privacy(**fields)
 
 
 def _task(section: TaskSection) -> TaskSpec:

@@ -30,8 +30,6 @@ SET_BY_FEDCTL = {
 """The arguments of Lightning's Trainer that are not the user's to give, and what to do instead."""
 
 _REFERENCE = re.compile(r"(?P<file>[^:\\]+\.py):(?P<member>[^:]+)")
-_DURATION = re.compile("".join(rf"(?:([0-9]+(?:\.[0-9]+)?){unit})?" for unit in "dhms"))
-_UNIT_S = (86_400, 3_600, 60, 1)
 _WAYS = ("up", "down")
 
 
@@ -85,32 +83,6 @@ def _share_or_count(value: Any) -> float | int:
     )
 
 
-def _duration(value: Any, otherwise: str = "leave it out for none") -> float | None:
-    if value is None:
-        return None
-    seconds = _seconds(value)
-    if not math.isfinite(seconds) or seconds <= 0:
-        raise refusal(
-            f"should be a duration above 0, not {describe(value)}",
-            f"write it as `90s`, `30m`, `1h30m` or `2d`; {otherwise}",
-        )
-    return seconds
-
-
-def _patience(value: Any) -> float | None:
-    return _duration(value, "null is for ever")
-
-
-def _seconds(value: Any) -> float:
-    """The duration in seconds; NaN where it is none."""
-    if type(value) in (int, float):
-        return float(value)
-    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    if match is None or not match[0]:
-        return math.nan
-    return sum(float(amount) * unit_s for amount, unit_s in zip(match.groups(), _UNIT_S, strict=True) if amount)
-
-
 def _factor(value: Any) -> float:
     if type(value) in (int, float) and 1 <= value <= 10:
         return float(value)
@@ -123,6 +95,28 @@ def _limit(value: Any) -> float | None:
     if value is None or (type(value) in (int, float) and 0 < value < math.inf):
         return value  # type: ignore[no-any-return]
     raise refusal(f"should be a number above 0, not {describe(value)}", "null is without a limit")
+
+
+def _above_zero(value: Any) -> float:
+    if type(value) in (int, float) and 0 < value < math.inf:
+        return float(value)
+    raise refusal(f"should be a number above 0, not {describe(value)}")
+
+
+def _inner_share(value: Any) -> float:
+    if type(value) is float and 0 < value < 1:
+        return value
+    raise refusal(f"should be a number above 0 and below 1, not {describe(value)}")
+
+
+def _majority(value: Any) -> float:
+    """More than half: two sets of so many have one in common."""
+    if type(value) in (int, float) and 0.5 < value <= 1:
+        return float(value)
+    raise refusal(
+        f"should be a share above 0.5 and up to 1.0, not {describe(value)}",
+        "with half of the neighbours or fewer, two halves could be told different things",
+    )
 
 
 def _devices(value: Any) -> int | str:
@@ -250,17 +244,18 @@ Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
 ShareOrCount = Annotated[float | int, PlainValidator(_share_or_count)]
-Patience = Annotated[float | None, PlainValidator(_patience)]
-Duration = Annotated[float | None, PlainValidator(_duration)]
 Factor = Annotated[float, PlainValidator(_factor)]
 Limit = Annotated[float | None, PlainValidator(_limit)]
+AboveZero = Annotated[float, PlainValidator(_above_zero)]
+InnerShare = Annotated[float, PlainValidator(_inner_share)]
+Majority = Annotated[float, PlainValidator(_majority)]
+DpMode = Annotated[str, one_of("central", "distributed", "local")]
 Devices = Annotated[int | str, PlainValidator(_devices)]
 Accelerator = Annotated[str, one_of("auto", "cpu", "gpu", "mps")]
 Mode = Annotated[str, one_of("min", "max")]
 ScheduleMode = Annotated[str, one_of("synchronous", "buffered")]
 Staleness = Annotated[Named, PlainValidator(_staleness)]
 CodecList = Annotated[Codecs, PlainValidator(_codecs)]
-OnlyNone = Annotated[str, one_of("none")]
 Strategy = Annotated[Named, PlainValidator(_strategy)]
 LocalRule = Annotated[Named | None, PlainValidator(_local_rule)]
 Patterns = Annotated[tuple[str, ...], PlainValidator(_patterns)]

@@ -8,19 +8,21 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fedctl.topology.document import Address
+from fedctl.topology.durations import Duration, Patience, Seconds
 from fedctl.topology.fields import (
+    AboveZero,
     Accelerator,
     CodecList,
     Devices,
-    Duration,
+    DpMode,
     Factor,
+    InnerShare,
     Limit,
     LocalRule,
+    Majority,
     Mode,
     Name,
     Natural,
-    OnlyNone,
-    Patience,
     Patterns,
     Periods,
     Port,
@@ -39,6 +41,7 @@ from fedctl.topology.fields import (
 )
 from fedctl.topology.speeds import Speed
 from fedctl.topology.windows import Command, Days, Hours
+from fedctl.topology.wording import describe
 
 ABSENT: Any = None
 
@@ -134,6 +137,51 @@ class ShareSection(Section):
         return self
 
 
+class SecureAggregationSection(Section):
+    threshold: Majority = ABSENT
+    neighbours: Positive = ABSENT
+    range: AboveZero = ABSENT
+    examples: Positive = ABSENT
+    patience_s: Annotated[Seconds, Field(alias="patience")] = ABSENT
+
+
+class AdaptiveSection(Section):
+    quantile: InnerShare = ABSENT
+    rate: AboveZero = ABSENT
+    noise: AboveZero = ABSENT
+
+
+def _written_short(value: Any) -> Any:
+    """`adaptive: true` and `secure_aggregation: true` have every default."""
+    return {} if value is True else None if value is False else value
+
+
+class DifferentialPrivacySection(Section):
+    mode: DpMode
+    noise: AboveZero
+    clip: AboveZero
+    adaptive: Annotated[AdaptiveSection | None, BeforeValidator(_written_short)] = ABSENT
+    delta: InnerShare = ABSENT
+    epsilon: AboveZero = ABSENT
+
+
+def _promised(value: Any) -> Any:
+    """`none` promises nothing."""
+    if value == "none":
+        return None
+    if isinstance(value, str):
+        is_noise = any(part in value.casefold() for part in ("dp", "diff", "noise", "central", "distrib", "local"))
+        meant = "differential_privacy: {mode: central, noise: 1.0, clip: 0.5}" if is_noise else "secure_aggregation: {}"
+        raise refusal(f"should be none or a mapping, not {describe(value)}", f"such as `privacy: {{{meant}}}`")
+    return value
+
+
+class PrivacySection(Section):
+    clip: AboveZero = ABSENT
+    secure_aggregation: Annotated[SecureAggregationSection | None, BeforeValidator(_written_short)] = ABSENT
+    differential_privacy: DifferentialPrivacySection | None = ABSENT
+
+
 class FinetuneSection(Section):
     epochs: Positive = ABSENT
     model_args: dict[str, Any] = ABSENT
@@ -182,7 +230,7 @@ class FederationSection(Section):
     share: ShareSection = ABSENT
     finetune: FinetuneSection | None = ABSENT
     codec: CodecList = ABSENT
-    privacy: OnlyNone = ABSENT
+    privacy: Annotated[PrivacySection | None, BeforeValidator(_promised)] = ABSENT
     compare: bool = ABSENT
     defaults: DefaultsSection = ABSENT
     nodes: Annotated[list[NodeSection], SomeOf]

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from fedctl.operations.findings import Finding
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "REACH": ("reach", "name", "network", "host key", "login", "agent", "forced command", "when"),
+    "REACH": ("reach", "name", "network", "host key", "login", "agent", "forced command", "owner", "when"),
     "PYTHON": ("python", "packages"),
     "DISK": ("disk",),
     "MEMORY": ("memory",),
     "DEVICE": ("accelerator",),
     "CLOCK": ("clock",),
     "DATA": ("data",),
-    "CODE": ("import",),
+    "CODE": ("approval", "import"),
 }
 """A column each, and the findings that it sums up."""
 MOST_LINES = 24

@@ -23,6 +23,7 @@ from fedctl.views.carried import carried_line
 from fedctl.views.closing import closing_lines, curve_lines
 from fedctl.views.nodes import Row, node_lines, node_rows
 from fedctl.views.personal import personal_line
+from fedctl.views.promised import promised_line
 from fedctl.views.sentence import sentence, stamp
 from fedctl.views.standing import LOOKS, WIDEST, outcome_lines, title
 from fedctl.views.text import clock, roughly
@@ -81,7 +82,8 @@ class _Picture:
         foot = parted(outcome_lines(self.known, width))
         room = self.height - len(head) - len(foot)
         known = self.known
-        said = [*waiting_lines(known, width), *personal_line(known, width), *carried_line(known, width)]
+        views = (waiting_lines, personal_line, promised_line, carried_line)
+        said = [line for view in views for line in view(known, width)]
         said = said[: max(0, room - _LEAST_TABLE)]
         room -= len(said)
         below = self._below(width, room)

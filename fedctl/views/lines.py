@@ -11,7 +11,7 @@ from fedctl.events import Event, ModelEvaluated, TaskStarted, UpdateReceived
 from fedctl.records import Progress
 from fedctl.state import RunState
 from fedctl.telemetry import Preparing, Telemetry
-from fedctl.views.sentence import sentence, stamp
+from fedctl.views.sentence import is_small, sentence, stamp
 from fedctl.views.text import plain
 from fedctl.waiting import is_under_way
 
@@ -37,6 +37,8 @@ class LinesSink:
 
     def event(self, event: Event, state: RunState) -> None:
         self._state = state
+        if is_small(event):
+            return
         if isinstance(event, TaskStarted | UpdateReceived | ModelEvaluated):
             self._reach(event.task.node)
         self._write(f"{stamp(event)} {sentence(event, state)}\n")

@@ -25,6 +25,8 @@ _LOOKS: Mapping[Activity, tuple[str, str]] = {
     "alone": ("", "magenta"),
     "comparing": ("", "blue"),
     "fine-tuning": ("", "magenta"),
+    "masking": ("", "blue"),
+    "unmasking": ("", "blue"),
     "unreachable": ("○", "yellow"),
     "unknown": ("?", "yellow"),
     "done": ("✓", "green"),

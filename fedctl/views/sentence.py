@@ -1,10 +1,12 @@
 """One plain sentence for each event, for pipes, logs and the dashboard's last lines. Loads nothing of rich."""
 
+from collections.abc import Mapping
 from typing import assert_never
 
 from fedctl.events import (
     UNNEEDED,
     Event,
+    MessageReceived,
     ModelEvaluated,
     ModelInitialized,
     NodeDeclined,
@@ -17,16 +19,30 @@ from fedctl.events import (
     RunFailed,
     RunFinished,
     RunStarted,
+    StepClosed,
     TaskFailed,
     TaskStarted,
     UpdateLost,
     UpdateReceived,
 )
 from fedctl.measures import newest_metrics, personalization
-from fedctl.records import TaskKey
+from fedctl.records import Kind, TaskKey
 from fedctl.report import elapsed
 from fedctl.state import RunState
 from fedctl.views.text import clock, counted, duration, figure, on_some, plain, size
+
+_STEPS: Mapping[Kind, str] = {
+    "keys": "{} told their keys",
+    "shares": "{} shared their secrets, and train",
+    "train": "{} sent masked updates",
+    "agree": "{} signed whose updates the sum is of",
+}
+_SAID: Mapping[Kind, str] = {
+    "keys": "told its keys",
+    "shares": "shared its secrets",
+    "agree": "signed whose updates the sum is of",
+    "unmask": "gave its shares of the masks",
+}
 
 
 def stamp(event: Event) -> str:
@@ -36,7 +52,14 @@ def stamp(event: Event) -> str:
 
 def is_routine(event: Event) -> bool:
     """True of what a table of nodes shows anyway, a node at a time."""
-    return isinstance(event, TaskStarted) or (isinstance(event, ModelEvaluated) and event.task.kind == "evaluate")
+    return isinstance(event, TaskStarted | MessageReceived) or (
+        isinstance(event, ModelEvaluated) and event.task.kind == "evaluate"
+    )
+
+
+def is_small(event: Event) -> bool:
+    """True of what one node does in one step of secure aggregation: a line tells when the step is done."""
+    return isinstance(event, TaskStarted | MessageReceived) and event.task.kind in _SAID
 
 
 def sentence(event: Event, state: RunState) -> str:
@@ -74,6 +97,10 @@ def _sentence(event: Event, state: RunState) -> str:
             return f"{_subject(event.task)} is asked for its update again: {event.reason}"
         case ModelEvaluated():
             return f"{_subject(event.task)} {_scores(event, state)}"
+        case StepClosed():
+            return f"round {event.round}: {_STEPS[event.step].format(counted(len(event.nodes), 'node'))}"
+        case MessageReceived():
+            return f"{_subject(event.task)} {_SAID[event.task.kind]}"
         case RoundHeld():
             updates = counted(len(state.open.updates), "update") if state.open else "its updates"
             return f"round {event.round} is held with {updates}, for `fedctl aggregate {state.run} --commit`"
@@ -82,7 +109,8 @@ def _sentence(event: Event, state: RunState) -> str:
             what = f"aggregated from {counted(len(event.contributors), 'node')}"
             return f"round {event.round} {what}{took}{_late(event, state)}"
         case RunFinished():
-            return f"run finished in {clock(elapsed(state))}{_final(state)}"
+            early = f"; {event.reason}" if event.reason else ""
+            return f"run finished in {clock(elapsed(state))}{_final(state)}{early}"
         case RunFailed():
             return f"run failed: {event.reason}"
         case _:
@@ -97,7 +125,7 @@ def _run_started(event: RunStarted, state: RunState) -> str:
 
 def _subject(task: TaskKey) -> str:
     match task.kind:
-        case "train" | "evaluate":
+        case "train" | "evaluate" | "keys" | "shares" | "agree" | "unmask":
             return f"round {task.round}: {task.node}"
         case "alone" | "compare" | "finetune" | "initialize":
             return task.node
@@ -117,6 +145,14 @@ def _doing(task: TaskKey) -> str:
             return "fine-tuning its own model"
         case "initialize":
             return "building the first model"
+        case "keys":
+            return "making its keys"
+        case "shares":
+            return "sharing its secrets"
+        case "agree":
+            return "signing the sum"
+        case "unmask":
+            return "taking masks off"
 
 
 def _again(task: TaskKey) -> str:
@@ -124,11 +160,11 @@ def _again(task: TaskKey) -> str:
 
 
 def _update(event: UpdateReceived, state: RunState) -> str:
-    what = (
-        "has trained alone"
-        if event.task.kind == "alone"
-        else f"sent its update of {size(event.bytes.received or event.update.size)}"
-    )
+    is_masked = state.open is not None and state.open.secure and event.task.kind == "train"
+    came = size(event.bytes.received or event.update.size)
+    what = "has trained alone" if event.task.kind == "alone" else f"sent its update of {came}"
+    if is_masked:
+        return f"sent its masked update of {came} ({duration(event.seconds)})"
     if event.partial:
         what = f"handed in {counted(event.steps, 'step')} of its training"
     facts = [counted(event.examples, "example"), duration(event.seconds)]

@@ -10,6 +10,7 @@ from fedctl.views.carried import carried, forecast_line
 from fedctl.views.closing import closing_lines, curve_lines
 from fedctl.views.nodes import Row, node_lines
 from fedctl.views.personal import personal_line
+from fedctl.views.promised import promised_line
 from fedctl.views.text import clock, listed, plain
 from fedctl.views.waits import waiting_lines
 
@@ -37,6 +38,7 @@ def status_lines(status: StatusReport, width: int) -> list[Text]:
         *node_lines(rows, status.monitor.metric, width, bars=False),
         *waiting_lines(status, width),
         *personal_line(status, width),
+        *promised_line(status, width),
         *forecast_line(status, width),
         *parted(curve_lines(status, width, 2), closing_lines(status, width), outcome_lines(status, width)),
     ]

@@ -29,10 +29,12 @@ from tests.bench.large import large
 from tests.bench.learning import learning
 from tests.bench.many import many
 from tests.bench.measure import Row, machine, table
+from tests.bench.privacy import privacy
 from tests.bench.provisioning import provisioning
 from tests.bench.recover import recover
 from tests.bench.resend import resend
 from tests.bench.rounds import rounds
+from tests.bench.secagg import secagg
 from tests.bench.ssh_rounds import ssh_rounds
 from tests.bench.start import start
 from tests.bench.startup import startup
@@ -46,6 +48,7 @@ BENCHMARKS: Mapping[str, Callable[[Workshop], list[Row]]] = {
     "aggregate": aggregate,
     "stream": stream,
     "codecs": codecs,
+    "secagg": secagg,
     "large": large,
     "buffered": buffered,
     "many": many,
@@ -62,6 +65,7 @@ BENCHMARKS: Mapping[str, Callable[[Workshop], list[Row]]] = {
     "learning": learning,
     "goal": goal,
     "diloco": diloco,
+    "privacy": privacy,
 }
 RESULTS = Path(__file__).parent / "results"
 

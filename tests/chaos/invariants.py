@@ -1,5 +1,6 @@
 """What is true after every storm; each check gives the sentences that say where it is not."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -75,6 +76,13 @@ def the_journal_is_whole(storm: Storm, calm: Place) -> list[str]:
         return ["its tail is torn"] if journal.was_torn else []
 
 
+def what_arrived_is_what_left(storm: Storm, calm: Place) -> list[str]:
+    """Whoever died, and whatever came twice: the nodes' ledgers are whole, and say what the journal says."""
+    said = storm.place.fedctl("audit", storm.place.run.name, "--verify", "--json")
+    nodes = json.loads(said.stdout)["nodes"]
+    return [f"{one['node']}: {one['reason'] or one['differences']}" for one in nodes if one["state"] != "agrees"]
+
+
 def no_process_is_left(storm: Storm, calm: Place) -> list[str]:
     """Of a run that was killed after its last event, `fedctl stop` ends the workers."""
     if FINISHED in storm.exits:
@@ -118,6 +126,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     every_failure_has_a_reason,
     the_status_is_told_after_every_kill,
     the_journal_is_whole,
+    what_arrived_is_what_left,
     no_process_is_left,
     no_half_written_file_is_left,
     nodes_keep_no_update_that_has_come,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedctl import events
+from fedctl import eventlines
 from fedctl.records import Blob, Progress, Result, Score, Task, TaskKey
 from tests.fuzz import JSON, each_of, mutated
 from tests.unit.test_events import EXAMPLES
@@ -45,7 +45,7 @@ def test_a_text_is_a_key_to_the_letter_or_refused(text):
 def load(line):
     """An event, which comes back from its line, or a ValueError."""
     with contextlib.suppress(ValueError):
-        event = events.load(line.decode())
+        event = eventlines.load(line.decode())
         assert isinstance(event, events.Event)
 
 
@@ -58,4 +58,4 @@ def test_the_corpus_of_the_journal_is_read_or_refused(content):
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_damaged_line_is_an_event_or_refused(event, data):
-    load(mutated(data, events.dump(event).encode()))
+    load(mutated(data, eventlines.dump(event).encode()))

@@ -19,7 +19,8 @@ import torch
 from fedctl import coordinator, durable, journal, rundir, weights
 from fedctl.coordinator import Coordinator
 from fedctl.errors import Declined, LoginError, NodeError, Unreachable
-from fedctl.events import Event, dump
+from fedctl.eventlines import dump
+from fedctl.events import Event
 from fedctl.federation import Federation, Monitor, Named, Node, Schedule, TaskSpec, When
 from fedctl.host import Done
 from fedctl.journal import Journal

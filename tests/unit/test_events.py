@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedctl import events
+from fedctl import eventlines, events
+from fedctl.ledger import Pin
 from fedctl.records import Blob, Score, TaskKey
 from fedctl.traffic import Traffic
 
@@ -50,6 +51,8 @@ EXAMPLES = [
         steps=40,
         partial=True,
         line_s=0.5,
+        wire=BLOB,
+        ledger=Pin(n=5, hash="ab" * 32),
     ),
     events.UpdateLost(at=AT, task=KEY, reason="its file is gone"),
     events.ModelEvaluated(
@@ -63,19 +66,19 @@ EXAMPLES = [
 
 
 def test_every_kind_has_an_example_here():
-    assert {type(example).__name__ for example in EXAMPLES} == set(events.EVENTS)
+    assert {type(example).__name__ for example in EXAMPLES} == set(eventlines.EVENTS)
 
 
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: type(event).__name__)
 def test_an_event_comes_back_from_its_line(event):
-    line = events.dump(event)
+    line = eventlines.dump(event)
     assert "\n" not in line
     assert list(json.loads(line))[:2] == ["at", "event"]
-    assert events.load(line) == event
+    assert eventlines.load(line) == event
 
 
 def test_a_line_is_as_the_documentation_shows_it():
-    assert events.dump(events.TaskFailed(at=AT, task=KEY, reason="CUDA out of memory", retryable=True)) == (
+    assert eventlines.dump(events.TaskFailed(at=AT, task=KEY, reason="CUDA out of memory", retryable=True)) == (
         '{"at":"2026-11-21T23:50:07.123Z","event":"TaskFailed","task":"r0003/bob/a2",'
         '"reason":"CUDA out of memory","retryable":true,"detail":""}'
     )
@@ -83,23 +86,23 @@ def test_a_line_is_as_the_documentation_shows_it():
 
 def test_an_update_of_a_journal_that_knew_no_accelerators_is_read():
     event = next(event for event in EXAMPLES if isinstance(event, events.UpdateReceived))
-    line = json.loads(events.dump(event))
+    line = json.loads(eventlines.dump(event))
     del line["accelerator"]
-    assert events.load(json.dumps(line)) == replace(event, accelerator="")
+    assert eventlines.load(json.dumps(line)) == replace(event, accelerator="")
 
 
 def test_times_are_written_in_utc():
     east = datetime(2026, 11, 22, 1, 50, tzinfo=timezone(timedelta(hours=2)))
-    assert json.loads(events.dump(events.RunFinished(at=east)))["at"] == "2026-11-21T23:50:00.000Z"
+    assert json.loads(eventlines.dump(events.RunFinished(at=east)))["at"] == "2026-11-21T23:50:00.000Z"
 
 
 def test_a_diverged_metric_is_null_in_the_line():
     event = events.UpdateReceived(
         at=AT, task=KEY, update=BLOB, examples=1, metrics={"loss": math.nan, "big": math.inf}, seconds=1.0
     )
-    line = events.dump(event)
+    line = eventlines.dump(event)
     assert json.loads(line)["metrics"] == {"loss": None, "big": None}
-    assert math.isnan(events.load(line).metrics["loss"])
+    assert math.isnan(eventlines.load(line).metrics["loss"])
 
 
 @pytest.mark.parametrize(
@@ -126,20 +129,20 @@ def test_a_diverged_metric_is_null_in_the_line():
 )
 def test_what_is_no_event_is_a_valueerror(line):
     with pytest.raises(ValueError):
-        events.load(line)
+        eventlines.load(line)
 
 
 @given(st.binary(max_size=60))
 def test_garbage_is_a_valueerror(garbage):
     with pytest.raises(ValueError):
-        events.load(garbage.decode("latin-1"))
+        eventlines.load(garbage.decode("latin-1"))
 
 
 @given(data=st.data())
 def test_an_event_with_one_field_of_another_type_is_read_or_a_valueerror(data):
-    value = json.loads(events.dump(data.draw(st.sampled_from(EXAMPLES))))
+    value = json.loads(eventlines.dump(data.draw(st.sampled_from(EXAMPLES))))
     value[data.draw(st.sampled_from(sorted(value)))] = data.draw(
         st.none() | st.integers() | st.text() | st.lists(st.integers()) | st.dictionaries(st.text(), st.integers())
     )
     with contextlib.suppress(ValueError):
-        events.load(json.dumps(value))
+        eventlines.load(json.dumps(value))

@@ -5,7 +5,7 @@ import pytest
 from fedctl.environment import Environment, Given, version_here
 from fedctl.errors import ConnectionLost, HostKeyError, LoginError, NodeError, Unreachable
 from fedctl.federation import Node
-from fedctl.operations import findings
+from fedctl.operations import findings, owned
 
 NODE = Node(name="bob", host="bob.example.org")
 LOCAL = Node(name="bob")
@@ -177,12 +177,12 @@ def test_a_clock(skew, passed, value):
 
 def test_data_that_is_there_and_data_that_is_not():
     here, hidden = {"exists": True, "readable": True}, {"exists": True, "readable": False}
-    assert findings.data(["/a"], [here]).passed
-    assert findings.data([], []).mark == "-"
-    found = findings.data(["/a", "/b", "/c"], [here, hidden, {"exists": False, "readable": False}])
+    assert owned.data(["/a"], [here]).passed
+    assert owned.data([], []).mark == "-"
+    found = owned.data(["/a", "/b", "/c"], [here, hidden, {"exists": False, "readable": False}])
     assert not found.passed
     assert found.value == "/b may not be read; /c is not there"
-    assert not findings.data(["/a"], [None]).passed
+    assert not owned.data(["/a"], [None]).passed
 
 
 def test_a_hostile_node_makes_findings_and_no_exception():

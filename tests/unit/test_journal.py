@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedctl import events, journal
+from fedctl import eventlines, events, journal
 from fedctl.errors import StateError
 from fedctl.journal import Journal
 
@@ -145,7 +145,7 @@ def test_following_names_the_line_that_is_damaged(path):
     write(path, EVENTS[:2])
     following = journal.follow(path)
     next(following)
-    good = events.dump(EVENTS[2]).encode() + b"\n"
+    good = eventlines.dump(EVENTS[2]).encode() + b"\n"
     with path.open("ab") as file:
         file.write(good + b"garbage\n" + good)
     with pytest.raises(StateError, match=":4: the journal is damaged"):

@@ -5,8 +5,8 @@ from datetime import timedelta
 
 import pytest
 
+from fedctl.eventlines import EVENTS, dump, load
 from fedctl.events import (
-    EVENTS,
     ModelEvaluated,
     ModelInitialized,
     NodeDeclined,
@@ -23,8 +23,6 @@ from fedctl.events import (
     TaskStarted,
     UpdateLost,
     UpdateReceived,
-    dump,
-    load,
 )
 from fedctl.records import COORDINATOR, Score, TaskKey
 from fedctl.state import Failed, Received, RunState, Scored, apply, fold

@@ -418,7 +418,7 @@ NAME = "should be at most 64 letters, digits, dots, `_` or `-`, beginning with a
         ("compare: 1", "compare: should be true or false, not 1"),
         ("compare: maybe", 'compare: should be true or false, not "maybe"'),
         ("codec: 8", "codec: should be a codec or a list of them, not 8"),
-        ("privacy: {noise: 1}", "privacy: should be none, not a mapping"),
+        ("privacy: {noise: 1}", "privacy/noise: unknown key"),
         ("share: {except: 3}", "share/except: should be a pattern of names of tensors, or a list of them, not 3"),
         ("share: {only: [a, 3]}", "share/only: should be a pattern of names of tensors, or a list of them, not a list"),
         ("share: {only: [a], except: [b]}", "share: should have `only` or `except`, not both"),

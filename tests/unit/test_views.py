@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from fedctl.errors import ConfigError
+from fedctl.eventlines import EVENTS
 from fedctl.events import (
-    EVENTS,
     UNNEEDED,
     NodeDeclined,
     RoundHeld,

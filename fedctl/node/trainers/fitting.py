@@ -17,9 +17,12 @@ import torch
 
 from fedctl.node.trainers.code import Flavour, flavour_of, load, seed_everything
 from fedctl.node.window import Window
+from fedctl.privacy import Privacy
 from fedctl.records import Progress, Task
 
 Report = Callable[[Progress], None]
+TENTHS = 10
+"""How fine a training with a masked update tells its progress."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +116,7 @@ def _telemetry(
     lightning: Any, task: Task, report: Report, window: Window, phase: Literal["training", "evaluating"]
 ) -> Any:
     """A callback of the user's Lightning that counts examples, tells the progress, and ends what has to end early."""
+    is_quiet = phase == "training" and Privacy.from_json(task.privacy).is_secure
     extract_batch_size = importlib.import_module(f"{lightning.__name__}.utilities.data").extract_batch_size
 
     def count(batch: Any) -> int:
@@ -132,16 +136,19 @@ def _telemetry(
         def on_train_batch_end(self, trainer: Any, _module: Any, _outputs: Any, batch: Any, index: int) -> None:
             if trainer.current_epoch == 0:
                 self.examples += count(batch)
-            steps = trainer.num_training_batches
+            batches = trainer.num_training_batches
+            step, steps = index + 1, batches if isinstance(batches, int) else 0
+            if is_quiet:  # the number of batches would tell that of examples, which is masked
+                step, steps = (TENTHS * step // steps, TENTHS) if steps else (0, 0)
             report(
                 Progress(
                     key=task.key,
                     phase=phase,
                     epoch=trainer.current_epoch + 1,
                     epochs=max(trainer.max_epochs or 0, 0),
-                    step=index + 1,
-                    steps=steps if isinstance(steps, int) else 0,
-                    metrics=numbers(trainer.callback_metrics),
+                    step=step,
+                    steps=steps,
+                    metrics={} if is_quiet else numbers(trainer.callback_metrics),
                 )
             )
             no = window.closed()

@@ -22,6 +22,7 @@ from fedctl.node.trainers.handing import handed_in
 from fedctl.node.trainers.parts import check_parts, initial, trained_here, whole
 from fedctl.node.trainers.session import Session
 from fedctl.node.window import Window
+from fedctl.privacy import Privacy
 from fedctl.records import DIFFERENCE, MEMORY, REST, Progress, Result, Score, Task
 from fedctl.weights import save, save_checkpoint
 
@@ -45,6 +46,10 @@ def perform(task: Task, models: Mapping[str, Path], folder: Path, report: Report
             return _evaluate(task, models, folder, report, window)
         case "finetune":
             return _finetune(task, models, folder, report, window)
+        case "keys" | "shares" | "agree" | "unmask":
+            from fedctl.node.trainers import masking  # its library is on nodes that mask, and on no other
+
+            return masking.step(task, folder)
 
 
 def _initialize(task: Task, folder: Path) -> Result:
@@ -71,12 +76,24 @@ def _initialize(task: Task, folder: Path) -> Result:
     check_parts(model, task)
     if task.local:
         rules.check(rules.build(task.local), model)
+    if Privacy.from_json(task.privacy).mode == "local":
+        from fedctl.node.trainers import demands  # its library is for those alone who add noise to gradients
+
+        demands.check_rule(task.local.get("name"))
+        demands.check_module(model)
     return Result(key=task.key, update=save(folder / "update.safetensors", model.state_dict()))
 
 
 def _train(task: Task, models: Mapping[str, Path], folder: Path, report: Report, window: Window) -> Result:
     """Hand in an update, and leave here what the node's next training goes on with."""
     kept = keep.load(folder.parent, task)
+    is_masked = task.key.kind == "train" and Privacy.from_json(task.privacy).is_secure
+    if is_masked:
+        from fedctl.node.trainers import masking
+
+        if before := masking.earlier(task, folder):
+            return before
+        masking.prepare(task, folder)
     if task.key.kind == "train":
         keep.sweep(folder.parent, task)
     local, session = _trained(task, models, "base", folder, report, window, kept)
@@ -92,6 +109,16 @@ def _train(task: Task, models: Mapping[str, Path], folder: Path, report: Report,
             optimizers=session.optimizers,
         )
         keep.save(folder, left)
+    if is_masked:  # how many examples and steps, and what the loss was, would tell of the node alone
+        return Result(
+            key=task.key,
+            update=masking.masked(task, handing, folder, session.counted.telemetry.examples),
+            tensors=tuple(sorted(name for name, spec in handing.expected.items() if spec.is_floating)),
+            fresh=keep.is_asked(task) and keep.is_missed(task, kept),
+            privacy=session.private.result if session.private else {},
+            seconds=session.seconds,
+            accelerator=accelerator(session.counted.trainer),
+        )
     return Result(
         key=task.key,
         metrics=numbers(session.counted.trainer.callback_metrics),
@@ -100,6 +127,7 @@ def _train(task: Task, models: Mapping[str, Path], folder: Path, report: Report,
         steps=session.counted.trainer.global_step,
         partial=session.counted.telemetry.was_cut,
         fresh=keep.is_asked(task) and keep.is_missed(task, kept),
+        privacy=session.private.result if session.private else {},
         seconds=session.seconds,
         accelerator=accelerator(session.counted.trainer),
     )

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -13,12 +13,19 @@ from fedctl.node.trainers.code import flavour_of, seed_everything
 from fedctl.node.trainers.fitting import Report, Setup, lightning_of, set_up
 from fedctl.node.trainers.parts import share_of, whole
 from fedctl.node.window import Window
+from fedctl.privacy import Privacy
 from fedctl.records import MEMORY, Task
 from fedctl.weights import Weights
 
+if TYPE_CHECKING:
+    from fedctl.node.trainers.private import DpSgd
+
 
 class Session:
-    """As `rules.Session`. `counted` is the fit that the task tells of, `seconds` what all fits took together."""
+    """As `rules.Session`. `counted` is the fit that the task tells of, `seconds` what all fits took together.
+
+    That fit, of which the update comes, is the one with noise where `private` says so.
+    """
 
     counted: Setup
 
@@ -44,6 +51,7 @@ class Session:
         self._task, self._folder, self._report, self._window = task, folder, report, window
         self._earlier = kept.optimizers if kept else None
         self._validates = validates
+        self.private = _private(task, folder)
 
     def fit(
         self,
@@ -55,17 +63,22 @@ class Session:
         """As `rules.Session.fit`; raises ConfigError where the node has no training batch."""
         task = self._task
         keeper = [] if task.reset_optimizer or not counts else [self._keeper()]
+        private = self.private if counts else None
+        noising = [private.callback(self.lightning)] if private else []
         setup = set_up(
             task,
             self._folder,
             self._report,
             self._window,
             "training",
-            callbacks=[*keeper, *callbacks],
+            callbacks=[*noising, *keeper, *callbacks],
             epochs=epochs,
             validates=self._validates,
         )
-        setup.model.load_state_dict(dict(self.start if start is None else start))
+        begun = self.start if start is None else start
+        setup.model.load_state_dict(dict(begun))
+        if private:
+            private.draw(setup.data)
         seed_everything(flavour_of(type(setup.model), "LightningModule", task.model), task.seed)
         began = time.perf_counter()
         try:
@@ -79,6 +92,8 @@ class Session:
             raise RuntimeError("the training was interrupted")
         if setup.telemetry.examples == 0:
             raise ConfigError(_empty(task))
+        if private:
+            private.restore(setup.model, begun)
         if counts:
             self.counted = setup
         return setup.model
@@ -103,6 +118,16 @@ def _stepped(trainer: Any) -> list[Any]:
     """Everything of a Trainer whose state goes on from step to step beside the module, in a fixed order."""
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
     return [*trainer.optimizers, *schedulers, trainer.precision_plugin]
+
+
+def _private(task: Task, folder: Path) -> "DpSgd | None":
+    """What adds noise to a training whose update leaves the node, where each node adds its own."""
+    dp = Privacy.from_json(task.privacy).differential_privacy
+    if dp is None or dp.mode != "local" or task.key.kind not in ("train", "alone"):
+        return None
+    from fedctl.node.trainers.private import DpSgd  # its libraries are on nodes that add noise, and on no other
+
+    return DpSgd.of(task, dp, folder)
 
 
 def _empty(task: Task) -> str:

@@ -1,0 +1,294 @@
+"""The guard: an agent that asks its owner's policy before it does what a coordinator's key asks for.
+
+Verbs that are not named here do not exist for that key. What is not in line with the policy is refused by name; what
+waits for the owner, or for an hour, is declined, so that the run goes on elsewhere and asks again. Each key has a home
+of its own: it can name no run, model or environment of another.
+"""
+
+from __future__ import annotations
+
+import time
+
+import fedctl
+from fedctl.node import agent
+from fedctl.node.agent import MOST_PATHS, Agent, Ledger, Refused, discard, parse
+from fedctl.node.owner import bounds, confinement, departure, fence, identity, policy, rules
+from fedctl.node.owner.approvals import Approvals
+from fedctl.node.owner.bounds import Room, forbid
+from fedctl.node.owner.errors import OwnerError
+from fedctl.node.owner.place import Enrolled, Place
+from fedctl.node.owner.terms import Policy
+from fedctl.node.owner.trainings import Trainings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, List, Optional
+
+    from fedctl.node.agent import Confined, Header, Run, Slice
+
+LOOKS = frozenset(("hello", "may", "probe", "accelerators", "look", "trial", "ledger", "list"))
+BRINGS = frozenset(("stat", "put", "split", "seal", "unpack", "environment"))
+WORKS = frozenset(("worker", "start", "read", "cancel", "stop", "release", "remove", "stop_all", "remove_all"))
+ASK_AGAIN_S = 60.0
+"""How soon a coordinator may ask again for what waits for the owner."""
+
+
+class Guard(Agent):
+    """Answers one enrolled key, as far as the policy goes, which is read again whenever it has changed."""
+
+    def __init__(self, place: Place, key: Enrolled, send: Callable[[Header, bytes | Slice], None]) -> None:
+        self.place = place
+        self.key = key
+        self.approvals = Approvals(place.folder)
+        self.trainings = Trainings(place.trainings)
+        self.room = Room(key.home)
+        self.wanted: Optional[Header] = None
+        self.terms: Optional[Policy] = None
+        self.read_at: Any = None
+        super().__init__(key.home, send)
+
+    def open_ledger(self) -> Ledger:
+        """The owner's, which lies outside of the home: no request can touch it."""
+        return Ledger(self.place.ledger, to=self.key.fingerprint, is_durable=True)
+
+    @property
+    def policy(self) -> Policy:
+        """The owner's policy as it is now; raises Refused for one that cannot be read."""
+        try:
+            state = self.place.policy.stat()
+            is_now = (state.st_ino, state.st_size, state.st_mtime_ns)
+        except FileNotFoundError:
+            is_now = (0, 0, 0)
+        if self.terms is None or is_now != self.read_at:
+            try:
+                self.terms, self.read_at = policy_of(self.place), is_now
+            except OwnerError:
+                raise Refused("the policy of this node cannot be read: its owner has to mend it") from None
+        return self.terms
+
+    def operation(self, name: object) -> Callable[[Header], Header | None]:
+        if not self.place.record(self.key.fingerprint).exists():
+            raise Refused("this key was revoked by the owner of this node")
+        if not isinstance(name, str) or name not in LOOKS | BRINGS | WORKS:
+            raise Refused(f"the owner of this node does not allow {str(name)[:40]!r}")
+        operation = super().operation(name)
+
+        def checked(header: Header) -> Header | None:
+            identity = header.get("identity")
+            if identity is not None and not (isinstance(identity, str) and agent.RUN.match(identity)):
+                raise Refused(f"not a run's identity: {identity!r}")
+            try:
+                return operation(header)
+            except OwnerError as error:
+                raise Refused(error.message) from None
+
+        return checked
+
+    # What is here
+
+    def do_hello(self, header: Header) -> Header:
+        return {
+            **super().do_hello(header),
+            "enrolled": True,
+            "version": fedctl.__version__,
+            "agent": self.place.version().partition(" ")[2],
+            "identity": identity.fingerprint(self.place),
+            "required": self.policy.required,
+        }
+
+    def stand(self, needs: Header) -> Header:
+        """With what the owner has still to approve, by kind: a digest, and whether it was shown to them yet."""
+        stand, self.wanted = super().stand(needs), needs.get("environment")
+        awaited, shown = [], {asked.digest for asked in self.approvals.pending()}
+        if rules.refused_code(self.policy, needs["bundle"], self.approvals):
+            awaited.append({"kind": "code", "digest": needs["bundle"], "shown": needs["bundle"] in shown})
+            stand["bundle"] = False
+        digest = (stand.get("environment") or {}).get("digest")
+        why = rules.refused_environment(self.policy, digest, self.approvals) if digest else None
+        if why and self.policy.environments != "approve":
+            stand["error"] = why
+        elif why:
+            awaited.append({"kind": "environment", "digest": digest, "shown": digest in shown})
+        return {**stand, "awaited": awaited}
+
+    def do_probe(self, header: Header) -> Header:
+        python = bounds.python(self.policy, header["python"])
+        return super().do_probe({"python": python, "packages": bounds.names(header["packages"])})
+
+    def do_accelerators(self, header: Header) -> Header:
+        return super().do_accelerators({"wanted": header["wanted"] is True, **self.interpreter_of(header)})
+
+    def do_look(self, header: Header) -> Header:
+        """Of a path that tasks may not name nothing is told, but that."""
+        paths = [str(path)[:4096] for path in header["paths"][:MOST_PATHS]]
+        forbidden = [path for path in paths if rules.refused_paths(self.policy, [path])]
+        found = iter(super().do_look({"paths": [path for path in paths if path not in forbidden]})["found"])
+        hidden = {"exists": False, "readable": False, "forbidden": True}
+        return {"found": [hidden if path in forbidden else next(found) for path in paths]}
+
+    def do_trial(self, header: Header) -> Header:
+        bundle, modules = self.home / "bundle" / self.blobs.path(header["bundle"]).name, bounds.names(header["modules"])
+        if not bundle.is_dir() or rules.refused_code(self.policy, bundle.name, self.approvals):
+            return {"present": False}
+        forbid(rules.refused_modules(modules, bundle))
+        return super().do_trial({"bundle": bundle.name, "modules": modules, **self.interpreter_of(header)})
+
+    def interpreter_of(self, header: Header) -> Header:
+        return bounds.interpreter(self.policy, self.approvals, header)
+
+    def do_may(self, header: Header) -> Header:
+        forbid(rules.refused_command(self.policy, header["when"]["command"]))
+        verdict = rules.closed(self.policy, time.localtime())
+        return super().do_may(header) if verdict["may"] else verdict
+
+    # What comes
+
+    def do_put(self, header: Header) -> Header:
+        self.room.take(self.policy, len(header["body"]))
+        return super().do_put(header)
+
+    def do_split(self, header: Header) -> Header:
+        self.room.take(self.policy, int(header["size"]))
+        return super().do_split(header)
+
+    def do_unpack(self, header: Header) -> Header:
+        """Nothing is unpacked before the owner has seen it; they are shown it as it came."""
+        digest = self.blobs.path(header["digest"]).name
+        if rules.refused_code(self.policy, digest, self.approvals):
+            if not self.blobs.verify(digest):
+                return {"missing": [digest]}
+            self.approvals.ask_code(digest, self.blobs.path(digest), self.asker)
+            if self.wanted is not None:  # both can be approved at one sitting then
+                self.awaited_environment(self.wanted)
+            return awaiting("code", digest)
+        return super().do_unpack(header)
+
+    def do_environment(self, header: Header) -> Header:
+        forbid(rules.refused_code(self.policy, header["bundle"], self.approvals))
+        digest = self.awaited_environment(header["environment"])
+        if digest:
+            return awaiting("environment", digest)
+        self.room.take(self.policy, 0)
+        return super().do_environment(header)
+
+    def awaited_environment(self, needs: Header) -> str:
+        """The digest of an environment that its owner has still to approve, who is shown it; empty for one that may be.
+
+        Raises Refused where none may be made.
+        """
+        digest = self.environments.find(needs)["digest"]
+        why = rules.refused_environment(self.policy, digest, self.approvals)
+        if why and self.policy.environments != "approve":
+            raise Refused(why)
+        if why:
+            self.approvals.ask_environment(digest, needs, self.asker)
+        return digest if why else ""
+
+    @property
+    def asker(self) -> str:
+        return f"{self.key.fingerprint} {self.key.comment}".rstrip()
+
+    # What is done
+
+    def do_worker(self, header: Header) -> Header:
+        verdict = rules.closed(self.policy, time.localtime())
+        if not verdict["may"]:
+            return {"declined": verdict}
+        return super().do_worker({**header, "worker": self.worker_of(self.run(header), header["worker"])})
+
+    def worker_of(self, run: Run, spec: Header) -> Header:
+        return bounds.worker(self.policy, self.approvals, spec, run.path)
+
+    def do_start(self, header: Header) -> Header:
+        """A task that is here already was looked at as it came, and goes on as it came."""
+        run, key = self.run(header), header["key"]
+        folder, task, worker = run.folder(key), header["task"], self.worker_of(run, header["worker"])
+        result = run.result(key)
+        if result is not None and result.get("ask_again_s") is None:
+            return super().do_start({**header, "worker": worker})
+        try:
+            task = parse((folder / "task.json").read_bytes()) if result is None else task
+        except (OSError, ValueError):
+            discard(folder)
+        if task is header["task"]:
+            verdict = rules.closed(self.policy, time.localtime())
+            if not verdict["may"]:
+                return {"declined": verdict}
+            if task["key"] != key:
+                raise Refused(f"the task of {key} is called {task['key']!r}")
+            bundle = self.home / "bundle" / worker["bundle"]
+            done = self.trainings.count(header["identity"], key)
+            forbid(rules.refusal(self.policy, task, bundle=bundle, folder=run.path, trainings=done))
+            self.room.take(self.policy, 0)
+        if key.rpartition("/")[2][:1] in "asf":
+            is_private = self.policy.differential_privacy is not None and bool(task.get("privacy"))
+            busy = self.trainings.begin(header["identity"], key, folder, is_private=is_private)
+            if busy:
+                return {"declined": {"may": False, "why": busy, "seconds": ASK_AGAIN_S}}
+        return super().do_start({**header, "task": task, "worker": worker})
+
+    def owners_words(self, task: Header) -> Header | None:  # noqa: ARG002  the words are the same for all
+        """What the worker has to keep to, as the owner's policy says it."""
+        terms = self.policy.differential_privacy
+        return {
+            "identity": str(self.place.identity) if self.place.identity.exists() else None,
+            "peers": str(self.place.peers) if self.place.peers.exists() else None,
+            "least": self.policy.secure_aggregation.least,
+            "required": self.policy.required,
+            "epsilon": None if terms is None else terms.epsilon,
+            "delta": 1e-5 if terms is None else terms.delta,
+            "spent": self.trainings.spent(),
+            "network": self.policy.network,
+        }
+
+    def start_worker(self, run: Run, spec: Header) -> bool:
+        """Start one by what is approved now, and within the policy's limits, or not at all."""
+        forbid(rules.refused_worker(self.policy, spec, self.approvals))
+        if run.worker_lives():
+            return False
+        terms = self.policy
+        forbid(next(iter(confinement.unable(terms.limits, terms.network, terms.files)), None))
+        return run.start_worker(self.home, spec, self.confine)
+
+    def confine(self, command: List[str]) -> Confined:
+        terms, own = self.policy, None
+        if terms.files == "own":
+            own = fence.around(command[0], self.home, terms.data.paths, str(self.place.folder))
+        confined = confinement.confined(command, terms.limits, terms.network, own)
+        return confined.command, confined.environment, confined.prepare
+
+    # What leaves
+
+    def outgoing(self, run: Run, key: str, result: Header) -> Header:
+        """A result without what may not leave; where its update may not, a failure that says so."""
+        result = departure.allowed_words(self.policy, result)
+        update = run.folder(key) / "update.safetensors"
+        why = departure.leaving(self.policy, result, update if update.exists() else None)
+        if why and result.get("error") is None:
+            return agent.failed(key, why, retryable=False)
+        self.trainings.note(run.owner()[0], key, result.get("privacy"))
+        return result
+
+    def outgoing_progress(self, progress: Header) -> Header:
+        return departure.allowed_words(self.policy, progress)
+
+    def do_read(self, header: Header) -> Header:
+        forbid(departure.may_read(self.policy, header["name"]))
+        run, key = self.run(header), header["key"]
+        if header["name"] == "update.safetensors":
+            result, update = run.result(key), run.folder(key) / header["name"]
+            if result is None:
+                raise Refused(f"{key} has not ended yet")
+            forbid(departure.leaving(self.policy, result, update))
+        return super().do_read(header)
+
+
+def awaiting(kind: str, digest: str) -> Header:
+    """The answer to what waits for the owner: the run goes on without this node, and asks again."""
+    why = f"its owner has not approved this {kind} yet: ask them to run `fedctl node approve {digest[:12]}` there"
+    return {"declined": {"may": False, "why": why, "seconds": ASK_AGAIN_S}}
+
+
+def policy_of(place: Place) -> Policy:
+    """The policy in the owner's folder, else the one that stands for none."""
+    return policy.load(place.policy) if place.policy.exists() else Policy()

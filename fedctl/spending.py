@@ -1,0 +1,96 @@
+"""What a run's models tell of its nodes, by its journal: the guarantee that noise has given so far.
+
+Importing the accountants takes seconds, and is put off to where something was spent.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from fedctl import sampling
+from fedctl.errors import ConfigError
+from fedctl.federation import Federation
+from fedctl.state import RunState
+
+if TYPE_CHECKING:
+    from fedctl.strategies import Strategy
+
+History = Sequence[tuple[float, float, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spending:
+    """What was spent, and what would be with one more round, at `delta`; `mode` says how."""
+
+    mode: str
+    noise: float
+    epsilon: float
+    epsilon_next: float
+    delta: float
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a model's file says of it."""
+        return {
+            "privacy": self.mode,
+            "noise": f"{self.noise:g}",
+            "epsilon": f"{self.epsilon:.6g}",
+            "delta": f"{self.delta:g}",
+        }
+
+
+def with_noise(strategy: "Strategy", federation: Federation, rounding: float = 0.0) -> "Strategy":
+    """The strategy over a mean of the round's updates that has the noise which is promised.
+
+    An update may be longer than its clip by what `rounding` added, and the noise is for that.
+    """
+    from fedctl.dp.central import private
+
+    dp = federation.privacy.differential_privacy
+    if dp is None:
+        return strategy
+    if rounding and dp.mode == "central":
+        dp = replace(dp, clip=dp.clip + rounding)
+    return private(strategy, dp, expected=sampling.expected(federation), is_summed=federation.privacy.is_secure)
+
+
+def spending(state: RunState, federation: Federation) -> Spending | None:
+    """With the open round; None where no noise is promised.
+
+    A round counts as soon as its model is made, whoever stayed away from it: the noise is for the nodes that were
+    expected. Noise that nodes add to their own gradients is counted node by node, and the most of any is told.
+    """
+    dp = federation.privacy.differential_privacy
+    if dp is None:
+        return None
+    if dp.mode == "local":
+        histories = [node.spent for node in state.nodes.values() if node.spent]
+        now = max((_epsilon(federation, history) for history in histories), default=0.0)
+        then = max((_epsilon(federation, (*history, history[-1])) for history in histories), default=0.0)
+    else:
+        rate = sampling.rate(federation)
+        rounds = state.round + 1
+        now, then = (_epsilon(federation, [(dp.noise, rate, count)]) for count in (rounds, rounds + 1))
+    return Spending(mode=dp.mode, noise=dp.noise, epsilon=now, epsilon_next=then, delta=dp.delta)
+
+
+def check_budget(federation: Federation) -> None:
+    """Raises ConfigError where the first round would spend more than the run may."""
+    dp = federation.privacy.differential_privacy
+    if dp is None or dp.epsilon is None or dp.mode == "local":
+        return
+    first = _epsilon(federation, [(dp.noise, sampling.rate(federation), 1)])
+    if first > dp.epsilon:
+        raise ConfigError(
+            f"privacy/differential_privacy/epsilon: one round spends {first:.3g}, and the budget is {dp.epsilon:g}",
+            hint="raise `noise`, have a round take fewer of the nodes (`schedule: {cohort: 0.1}`), or raise `epsilon`",
+        )
+
+
+def _epsilon(federation: Federation, history: History) -> float:
+    from fedctl.dp.accounting import epsilon
+
+    dp = federation.privacy.differential_privacy
+    if dp is None:
+        raise AssertionError("asked what was spent where nothing is")
+    return epsilon(history, dp.delta, is_discrete=dp.mode == "distributed")
