@@ -24,7 +24,8 @@ class Prepare:
 class Perform:
     """Have a node do a task on these models; it goes on with what its training `kept` has left on it (None: nothing).
 
-    `steps` has the nodes that have done each step of a round with masked updates so far.
+    `steps` has the nodes that have done each step of a round with masked updates so far, and `spent` noise, rate and
+    steps of each training with noise that the node has done before.
     `previous` is the model that a `DIFFERENCE` among the models leads on from. `passes` multiplies the epochs (alone,
     all rounds are one task). After `seconds` the node hands in what it has done; None lets it come to its end.
     """
@@ -36,6 +37,7 @@ class Perform:
     kept: TaskKey | None = None
     seconds: float | None = None
     steps: Mapping[Kind, tuple[str, ...]] = field(default_factory=dict)
+    spent: tuple[tuple[float, float, int], ...] = ()
 
     @property
     def key(self) -> str:

@@ -64,7 +64,16 @@ def perform(
     goes_on = federation.keeps and key.kind in ("train", "evaluate", "finetune")
     kept = state.nodes[key.node].kept if goes_on else None
     steps = state.open.steps if state.open and state.open.number == key.round else {}
-    return Perform(task=key, models=labelled, previous=previous, passes=passes, kept=kept, seconds=seconds, steps=steps)
+    return Perform(
+        task=key,
+        models=labelled,
+        previous=previous,
+        passes=passes,
+        kept=kept,
+        seconds=seconds,
+        steps=steps,
+        spent=state.nodes[key.node].spent,
+    )
 
 
 def tasks(

@@ -85,15 +85,17 @@ class Book:
     def _is_wrong(self, trouble: str | None) -> None:
         self.trouble = self.trouble or trouble
 
-    def against(self, pin: Pin) -> str | None:
-        """What is wrong with an entry that the journal pinned; None where it stands as it stood."""
-        if self.hashes.get(pin.n) == pin.hash:
+    def against(self, pins: Sequence[Pin]) -> str | None:
+        """What is wrong with the entries that the journal pinned; None where all stand as they stood."""
+        end, last = self.head.n if self.head else 0, max((pin.n for pin in pins), default=0)
+        if end < last:
+            return f"its ledger was cut off: it ends at {end}, and the journal knows of {last}"
+        wrong = next((pin.n for pin in pins if self.hashes.get(pin.n) != pin.hash), None)
+        if wrong is None:
             return None
-        if pin.n in self.hashes:
-            return f"entry {pin.n} of its ledger was rewritten: the journal has it otherwise"
-        if self.head is None or self.head.n < pin.n:
-            return f"its ledger was cut off: it ends at {self.head.n if self.head else 0}, the journal knows of {pin.n}"
-        return f"entry {pin.n} of its ledger is gone: the journal has it"
+        if wrong in self.hashes:
+            return f"entry {wrong} of its ledger was rewritten: the journal has it otherwise"
+        return f"entry {wrong} of its ledger is gone: the journal has it"
 
 
 def audit(
@@ -130,19 +132,22 @@ def _compare(
     for entry in entries:
         left[str(entry.get("kind")), str(entry.get("task"))].append(entry)
     differences = [f"the chain of its ledger is broken: {book.trouble}"] if book.trouble else []
-    if arrived and not entries:
+    is_gone = bool(arrived) and not book.entries
+    if is_gone:
         differences.append("its ledger has nothing of this run: it was removed, as `clean --nodes` does, or begun anew")
     else:
         for event in arrived:
             differences += _differences(event, left, bundle)
     pins = [event.ledger for event in arrived if event.ledger]
-    wrong = [said for said in map(book.against, pins) if said] if entries else []
+    wrong = None if is_gone else book.against(pins)
     accounted = {str(event.task) for event in arrived} | {str(key) for key in failed}
     lost = [key for (kind, key) in left if kind == "update" and key not in accounted]
     untold = [key for (kind, key) in left if kind == "result" and key not in accounted and key not in lost]
-    never = [f"{key}: its update left and never arrived" for key in lost]
     remarks = [f"{key}: its result left, and nobody waited for it any more" for key in untold]
-    differences += [*wrong[:1], *(never if is_finished else ())]
+    never = [f"{key}: its update left and never arrived" for key in lost]
+    if not is_finished:
+        remarks, never = [f"{key}: what left has not arrived yet" for key in (*lost, *untold)], []
+    differences += [*([wrong] if wrong else []), *never]
     spent = [_epsilon(entry) for entry in entries]
     return NodeAudit(
         node=node,
@@ -152,7 +157,7 @@ def _compare(
         epsilon=next((one for one in reversed(spent) if one is not None), None),
         head=book.head,
         differences=tuple(differences),
-        remarks=(*remarks, *(() if is_finished else never)),
+        remarks=tuple(remarks),
     )
 
 

@@ -74,7 +74,7 @@ def task_of(federation: Federation, action: Perform) -> Task:
         "callbacks": tuple(each.to_json() for each in spec.callbacks),
         "codec": codec.to_json(),
         "previous": action.previous,
-        "privacy": federation.privacy.to_json(),
+        "privacy": federation.privacy.to_json() | ({"history": action.spent} if action.spent else {}),
         "share": {} if federation.share == EVERYTHING else federation.share.to_json(),
         "first_seed": seed_of(federation.seed, TaskKey(round=0, node=COORDINATOR, kind="initialize")),
     }

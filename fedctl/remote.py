@@ -33,7 +33,7 @@ _INSTALL = (
 )
 
 
-_SERVE = "import sys;sys.path.insert(0,sys.argv[1]);__import__(sys.argv[2]).main()"
+_SERVE = "import os,sys;os.umask(63);sys.path.insert(0,sys.argv[1]);__import__(sys.argv[2]).main()"
 """As a module the agent is compiled once, and without `site` it meets nothing that was installed: half the time."""
 
 

@@ -74,6 +74,20 @@ def spending(state: RunState, federation: Federation) -> Spending | None:
     return Spending(mode=dp.mode, noise=dp.noise, epsilon=now, epsilon_next=then, delta=dp.delta)
 
 
+def planned(federation: Federation) -> tuple[float, int] | None:
+    """What all rounds will have spent if the budget lets them, and how many it does; None where rounds do not tell."""
+    from fedctl.dp.accounting import steps_within
+
+    dp = federation.privacy.differential_privacy
+    if dp is None or dp.mode == "local":
+        return None
+    rate, rounds = sampling.rate(federation), federation.rounds
+    if dp.epsilon is not None:
+        is_discrete = dp.mode == "distributed"
+        rounds = steps_within(dp.epsilon, (dp.noise, rate), dp.delta, most=rounds, is_discrete=is_discrete)
+    return _epsilon(federation, [(dp.noise, rate, rounds)] if rounds else []), rounds
+
+
 def check_budget(federation: Federation) -> None:
     """Raises ConfigError where the first round would spend more than the run may."""
     dp = federation.privacy.differential_privacy

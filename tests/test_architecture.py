@@ -89,6 +89,7 @@ ALLOWED = {
         "events",
         "federation",
         "measures",
+        "privacy",
         "records",
         "report",
         "state",
@@ -237,6 +238,13 @@ def test_the_agent_is_one_file_of_the_standard_library():
 
 def test_the_builder_of_environments_is_one_file_of_the_standard_library():
     assert {name.split(".")[0] for name in imports("fedctl.node.environment")} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("fedctl.node.owner")])
+def test_the_owners_part_needs_the_standard_library_and_the_agent(module):
+    ast.parse(MODULES[module].read_text(), feature_version=(3, 8))
+    ours = {name for name in imports(module) if name.split(".")[0] not in sys.stdlib_module_names}
+    assert all(name in ("fedctl", "fedctl.node.agent") or name.startswith("fedctl.node.owner") for name in ours), ours
 
 
 # What the fast commands do not load

@@ -4,9 +4,9 @@ import typer
 
 
 def node(context: typer.Context) -> None:
-    """Decide what a coordinator may do on this machine, and see what it did.
+    """For a node's owner: what may run there, and what did.
 
-    For the owner of a node, on the node: enroll, revoke, show, approve, withdraw, peers, trust, ledger, export.
+    On the node itself: enroll, revoke, show, approve, withdraw, peers, trust, distrust, ledger, export.
     """
     from fedctl.node.owner.cli import main
 

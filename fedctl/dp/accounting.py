@@ -59,6 +59,11 @@ def epsilon(history: Iterable[Sequence[float]], delta: float, *, is_discrete: bo
     return spent(history, delta, is_discrete=is_discrete).epsilon
 
 
+def is_within(budget: float, history: Sequence[Sequence[float]], delta: float) -> bool:
+    """Whether a history spends no more than that; the bound that costs nothing is tried first."""
+    return epsilon(history, delta, is_discrete=True) <= budget or epsilon(history, delta) <= budget
+
+
 def steps_within(
     budget: float,
     step: tuple[float, float],
@@ -70,12 +75,12 @@ def steps_within(
 ) -> int:
     """How many more steps (or rounds) of this noise and rate a budget allows, up to `most`, after what is spent."""
 
-    def is_within(count: int, *, is_discrete: bool = is_discrete) -> bool:
+    def allows(count: int, *, is_discrete: bool = is_discrete) -> bool:
         return epsilon([*history, (*step, count)], delta, is_discrete=is_discrete) <= budget
 
     # The bound that costs nothing first: the other one allows a little more.
-    low = _last(lambda count: is_within(count, is_discrete=True), 0, most)
-    return low if is_discrete else _last(is_within, low, most)
+    low = _last(lambda count: allows(count, is_discrete=True), 0, most)
+    return low if is_discrete else _last(allows, low, most)
 
 
 def _last(holds: Callable[[int], bool], low: int, most: int) -> int:

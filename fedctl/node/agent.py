@@ -1154,7 +1154,7 @@ class Ledger:
     An entry is an object that ends in `prev`, the hash of the one before it, and `hash`: the SHA-256 of `prev` and of
     the digest of all that stands before `prev` on the line. So whoever knows only the digests of entries, or the hash
     of one of them, finds out what was changed, left out, put in or moved. Any number of agents append, one at a time.
-    A durable one survives a loss of power to its last entry; without that it costs no task anything.
+    A durable one survives a loss of power to its last entry; others wait for no disk, and may lose their last ones.
     """
 
     def __init__(self, path: Path, *, to: str = "", is_durable: bool = False) -> None:
@@ -1424,7 +1424,7 @@ class Agent:
         return operation
 
     def open_ledger(self) -> Ledger:
-        """Where what leaves is written down. Nobody has asked for that here, so it waits for no disk."""
+        """Where what leaves is written down. Without an owner who rules here, thousands of nodes need not sync it."""
         return Ledger(self.home / "ledger.jsonl")
 
     def noted(self, header: Header, answer: Header) -> Header:

@@ -3,6 +3,7 @@
 One table: `check` refuses by it, and docs/privacy.md prints it.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -164,6 +165,8 @@ def check(federation: Federation, strategy: Strategy) -> None:
             "privacy/differential_privacy/mode: distributed noise hides an update in the sum alone",
             hint="add `secure_aggregation: {}` beside it, or take `mode: central`, which trusts the coordinator",
         )
+    if privacy.mode == "distributed":
+        _check_room(federation)
     for combination in COMBINATIONS:
         if combination.is_there(federation, strategy):
             for promise, why in combination.refused.items():
@@ -171,6 +174,16 @@ def check(federation: Federation, strategy: Strategy) -> None:
                     raise ConfigError(
                         f"{combination.where}: does not go together with `privacy`: {why}", hint=combination.hint
                     )
+
+
+def _check_room(federation: Federation) -> None:
+    """Refuse a range that the noise of the smallest cohort would leave; each node looks at its own cohort again."""
+    from fedctl.dp.distributed import check_room
+
+    dp, secure = federation.privacy.differential_privacy, federation.privacy.secure_aggregation
+    if dp and secure:
+        least = max(sampling.LEAST_MASKED, fleet.quorum(federation))
+        check_room(dp.noise, dp.clip, range=secure.range, cohort=least, least=math.ceil(secure.threshold * least))
 
 
 def table() -> str:

@@ -26,7 +26,7 @@ from fedctl.operations.rehearsal import rehearse
 from fedctl.records import Blob
 from fedctl.rundir import RunDir
 from fedctl.sinks import MetricsSink
-from fedctl.spending import check_budget
+from fedctl.spending import check_budget, planned
 from fedctl.state import RunState, fold
 from fedctl.strategies import uses_controls
 
@@ -36,10 +36,13 @@ class DryRun:
     """What a launch would do. Sizes are in bytes; `forecast` says what the lines would carry.
 
     `rest` is the part of the model that no node shares. `left_out` is what looks like code and does not travel for its
-    name, with the number of files. `environments` are by node, of those that do not use the coordinator's own Python.
+    name, with the number of files. `affordable` are as many rounds as the privacy budget allows, and `epsilon` what
+    they will have spent (None: the rounds do not tell). `environments` are by node, of those that do not use the
+    coordinator's own Python.
     """
 
     federation: Federation
+    affordable: int
     cohort: int
     quorum: int
     model: Blob
@@ -49,6 +52,7 @@ class DryRun:
     bundle_files: int
     left_out: Mapping[str, int]
     environments: Mapping[str, Environment | Given] = field(default_factory=dict)
+    epsilon: float | None = None
 
 
 class Interrupted(FedctlError):
@@ -63,8 +67,12 @@ def dry_run(path: Path, overrides: Sequence[str] = ()) -> DryRun:
     federation = algorithm.federation
     made = environments(federation)
     first = rehearse(federation, controls=uses_controls(algorithm.strategy))
+    check_budget(federation)
+    epsilon, rounds = planned(federation) or (None, federation.rounds)
     return DryRun(
         federation=federation,
+        affordable=rounds,
+        epsilon=epsilon,
         cohort=fleet.wanted(federation),
         quorum=fleet.quorum(federation),
         model=first.model,

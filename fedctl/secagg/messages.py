@@ -86,7 +86,8 @@ class Cohort:
         count = len(self.adverts)
         if count < 2:
             raise ValueError("a cohort of one would tell its update")
-        if list(self.adverts) != sorted(advert.node for advert in self.adverts.values()):
+        names = [advert.node for advert in self.adverts.values()]
+        if not sorted(names) == names == list(self.adverts):
             raise ValueError("adverts are by name, in the order of names")
         for name in ("identity", "mask_key", "seal_key", "seed_digest"):
             if len({getattr(advert, name) for advert in self.adverts.values()}) < count:

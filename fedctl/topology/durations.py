@@ -26,7 +26,7 @@ def _duration(value: Any, otherwise: str = "leave it out for none") -> float | N
 
 
 def _some_time(value: Any) -> float:
-    if (seconds := _duration(value)) is None:
+    if (seconds := _duration(value, "leave it out for the default")) is None:
         raise refusal("should be a duration above 0, not empty", "write it as `90s`, `30m`, `1h30m` or `2d`")
     return seconds
 

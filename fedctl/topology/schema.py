@@ -153,7 +153,19 @@ class AdaptiveSection(Section):
 
 def _written_short(value: Any) -> Any:
     """`adaptive: true` and `secure_aggregation: true` have every default."""
+    _not_empty(value, "true, false or a mapping")
     return {} if value is True else None if value is False else value
+
+
+def _a_mapping(value: Any) -> Any:
+    _not_empty(value, "a mapping")
+    return value
+
+
+def _not_empty(value: Any, wanted: str) -> None:
+    """A key whose lines were all left out promises nothing, and looks as if it did."""
+    if value is None:
+        raise refusal(f"should be {wanted}, not empty", "remove the key, or give it what it needs")
 
 
 class DifferentialPrivacySection(Section):
@@ -167,6 +179,7 @@ class DifferentialPrivacySection(Section):
 
 def _promised(value: Any) -> Any:
     """`none` promises nothing."""
+    _not_empty(value, "none or a mapping")
     if value == "none":
         return None
     if isinstance(value, str):
@@ -179,7 +192,7 @@ def _promised(value: Any) -> Any:
 class PrivacySection(Section):
     clip: AboveZero = ABSENT
     secure_aggregation: Annotated[SecureAggregationSection | None, BeforeValidator(_written_short)] = ABSENT
-    differential_privacy: DifferentialPrivacySection | None = ABSENT
+    differential_privacy: Annotated[DifferentialPrivacySection, BeforeValidator(_a_mapping)] = ABSENT
 
 
 class FinetuneSection(Section):

@@ -16,6 +16,7 @@ from fedctl.state import RunState
 from fedctl.telemetry import Preparing, Telemetry
 from fedctl.views import open_sink
 from fedctl.views.forecasting import forecast_pairs
+from fedctl.views.promised import promises
 from fedctl.views.show import note, show_json, show_pairs, show_rows, show_status, show_summary
 from fedctl.views.text import counted, files, listed, printable, size
 
@@ -69,6 +70,7 @@ def planned(plan: "DryRun", *, as_json: bool) -> None:
             ("strategy", federation.strategy.name),
             *([("local", federation.local.name)] if federation.local else []),
             *([("codec", _codecs(federation.codec))] if federation.codec != Codecs() else []),
+            *promises(federation.privacy, plan.epsilon, plan.affordable),
             ("model", f"{federation.task.model}, {size(plan.model.size)}"),
             *(
                 [("at home", f"{size(plan.rest.size)} more stay on each node, and go there at most once")]

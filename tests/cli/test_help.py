@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 GOLDENS = Path(__file__).parent / "goldens"
-COMMANDS = ["", "init", "check", "provision", "launch", "status", "logs", "audit", "stop", "clean", "aggregate"]
+COMMANDS = ["", "init", "check", "provision", "launch", "status", "logs", "audit", "stop", "clean", "aggregate", "node"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -316,6 +316,35 @@ def test_an_agent_of_another_version_is_refused(standing_in):
     assert "forced command" in raised.value.hint
 
 
+ENROLLED = {"enrolled": True, "version": "0.9", "agent": "0" * 12, "identity": f"SHA256:{'A' * 43}", "required": []}
+
+
+def test_an_enrolled_agent_of_another_release_is_spoken_to_and_told_of(standing_in):
+    told = {**ENROLLED, "version": "0.9\x1b[2J", "required": ["differential_privacy", "a walk"]}
+    connection = Connection.open(standing_in(hello(**told)), "python3", answer_s=20)
+    assert connection.facts["version"] == "0.9\ufffd[2J"
+    assert connection.facts["agent"] == "0" * 12
+    assert connection.facts["required"] == ["differential_privacy"]
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"identity": "SHA256:short"},
+        {"identity": f"SHA256:{'A' * 43}\n"},
+        {"identity": 7},
+        {"agent": "../../etc/pa"},
+        {"agent": None},
+        {"version": "9" * 1000},
+        {"required": "secure_aggregation"},
+    ],
+)
+def test_a_greeting_that_says_enrolled_and_not_how_is_refused(standing_in, wrong):
+    with pytest.raises(NodeError, match="says that the node is enrolled, and not how"):
+        Connection.open(standing_in(hello(**{**ENROLLED, **wrong})), "python3", answer_s=20)
+
+
 def test_a_cut_off_answer_to_nobody_is_a_broken_protocol_and_no_hang(standing_in):
     transport = standing_in(hello(), more=encode_frame({"re": []}, b"whole")[:-1], then="exit 0")
     connection = Connection.open(transport, "python3", answer_s=20)

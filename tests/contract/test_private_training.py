@@ -67,6 +67,8 @@ class Net(pl.LightningModule):
         if self.kind == "bare":
             return cross_entropy(self.head(self.body(x) * self.scale), y)
         self.seen += x.detach().mean(0)
+        if self.kind == "skipping":
+            return None
         if self.kind == "folded":
             return cross_entropy(self.head(self.body(x.repeat(2, 1))), y.repeat(2))
         loss = cross_entropy(self.head(self.body(x)), y)
@@ -348,6 +350,7 @@ def test_a_budget_and_a_training_without_end_do_not_go_together(train):
         ({"kind": "bare"}, "no gradients of single examples for `scale`"),
         ({"kind": "counting"}, "Counting `body.1` has buffers beside what is trained"),
         ({"kind": "spare"}, "no gradients of single examples for `spare.weight`"),
+        ({"kind": "skipping"}, "no gradients of single examples for `body.0.weight`"),
         ({"kind": "folded"}, r"gradients for \d+ examples: keep the examples in the first dimension"),
         ({"kind": "beside"}, "does not reach a step of SGD"),
         ({"optimizer": "LBFGS"}, "LBFGS goes by both"),

@@ -19,6 +19,7 @@ nodes:
   - {name: diverging, data: {site: 3}}
 """
 """Carol is on another machine, as far as its ledger goes."""
+NODE_KEYS = ["node", "state", "reason", "entries", "bytes", "epsilon", "head", "differences", "remarks"]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,9 @@ def of_carol(lines: list[bytes], kind: str) -> int:
 @pytest.mark.parametrize("verify", [(), ("--verify",)])
 def test_after_a_run_all_agree(place, verify):
     answer = place.json("audit", "r", *verify)
+    assert list(answer) == ["run", "verified", "nodes"]
     assert answer["verified"] == bool(verify)
+    assert list(answer["nodes"][0]) == NODE_KEYS
     assert {one["node"]: (one["state"], one["differences"]) for one in answer["nodes"]} == {
         name: ("agrees", []) for name in ("alice", "bob", "carol", "diverging")
     }

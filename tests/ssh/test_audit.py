@@ -49,19 +49,6 @@ def test_the_owner_reads_every_update_that_arrived_and_to_which_key_it_left(plac
     assert scored == [e["scores"]["global"]["metrics"] for e in events if e["task"].split("/")[1] == "alice"]
 
 
-def test_a_coordinator_that_is_killed_leaves_ledgers_that_agree(place, owner):
-    launch = place.start("launch", "--run", "killed", "--set", "rounds=400")
-    place.wait_for(lambda events: sum(e["event"] == "RoundAggregated" for e in events) >= 2, "killed")
-    launch.kill()
-    launch.wait()
-    assert launch.stdout
-    launch.stdout.close()
-    answer = place.json("audit", "killed", "--verify")
-    assert {one["state"] for one in answer["nodes"]} == {"agrees"}
-    place.fedctl("stop", "killed")
-    assert owner.json("ledger", "--verify")["trouble"] is None
-
-
 def test_what_the_owner_changes_afterwards_is_found_by_the_coordinator(place, owner):
     ledger = owner.folder / "ledger.jsonl"
     before = ledger.read_text()

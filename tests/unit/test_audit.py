@@ -6,6 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedctl.audit import audit
 from fedctl.errors import NodeError
@@ -135,7 +137,7 @@ def test_an_update_that_was_refused_has_arrived(state):
 def test_before_the_run_is_over_what_has_not_arrived_may_still(state):
     found = one(JOURNAL[:-1], state(*ALL, {**OUT, "task": "r0002/alice/a1"}))
     assert found.state == "agrees"
-    assert found.remarks == ("r0002/alice/a1: its update left and never arrived",)
+    assert found.remarks == ("r0002/alice/a1: what left has not arrived yet",)
 
 
 def test_a_result_that_nobody_waited_for_is_a_remark(state):
@@ -154,7 +156,7 @@ def test_what_was_pinned_must_be_there(state):
 
     assert said(right) == ()
     assert said(replace(right, hash="e" * 64)) == ("entry 1 of its ledger was rewritten: the journal has it otherwise",)
-    assert said(replace(right, n=9)) == ("its ledger was cut off: it ends at 4, the journal knows of 9",)
+    assert said(replace(right, n=9)) == ("its ledger was cut off: it ends at 4, and the journal knows of 9",)
     assert said(replace(right, n=3), statement.lines[:2] + statement.lines[3:])[-1] == (
         "entry 3 of its ledger is gone: the journal has it"
     )
@@ -211,3 +213,39 @@ def test_a_whole_chain_that_is_not_what_it_was_is_named(state, change, said):
     found = one(JOURNAL, replace(whole, lines=tuple(change(list(whole.lines)))))
     assert found.state == "differs"
     assert found.differences[0].startswith(f"the chain of its ledger is broken: {said}")
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([10**400, "\x1b[2J"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=4,
+)
+NAMES = ("kind", "size", "offset", "sha256", "code", "examples", "metrics", "scores", "privacy", "message")
+
+
+@given(
+    entries=st.lists(
+        st.fixed_dictionaries(
+            {"task": st.sampled_from([str(TRAIN), str(SCORE), str(KEYS)])},
+            optional=dict.fromkeys(NAMES, ANYTHING),
+        )
+        | st.fixed_dictionaries({"kind": st.just("update"), "task": st.just(str(TRAIN))}, optional={"size": ANYTHING}),
+        max_size=3,
+    ),
+    garbage=st.lists(st.binary(max_size=300), max_size=3),
+    is_whole=st.booleans(),
+)
+def test_a_ledger_may_say_anything(entries, garbage, is_whole):
+    tail = b',"prev":"' + b"0" * 64 + b'","hash":"' + b"1" * 64 + b'"}\n'
+    lines = [b'{"n":%d,' % number + json.dumps(one).encode()[1:-1] + tail for number, one in enumerate(entries)]
+    statement = Statement(
+        lines=(*lines, *garbage, *(piece + tail for piece in garbage)), head=None, trouble=None, is_whole=is_whole
+    )
+    found = one(JOURNAL, statement)
+    assert found.state == "differs"
+    json.dumps([found.bytes, found.epsilon, found.differences, found.remarks], allow_nan=False)

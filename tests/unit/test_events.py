@@ -91,6 +91,16 @@ def test_an_update_of_a_journal_that_knew_no_accelerators_is_read():
     assert eventlines.load(json.dumps(line)) == replace(event, accelerator="")
 
 
+@pytest.mark.parametrize("kind", [events.UpdateReceived, events.ModelEvaluated])
+def test_an_answer_of_a_journal_that_knew_no_ledgers_is_read(kind):
+    event = next(event for event in EXAMPLES if isinstance(event, kind))
+    line = json.loads(eventlines.dump(event))
+    del line["ledger"]
+    line.pop("wire", None)
+    bare = {"ledger": None, **({"wire": None} if kind is events.UpdateReceived else {})}
+    assert eventlines.load(json.dumps(line)) == replace(event, **bare)
+
+
 def test_times_are_written_in_utc():
     east = datetime(2026, 11, 22, 1, 50, tzinfo=timezone(timedelta(hours=2)))
     assert json.loads(eventlines.dump(events.RunFinished(at=east)))["at"] == "2026-11-21T23:50:00.000Z"

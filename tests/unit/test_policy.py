@@ -150,11 +150,11 @@ def test_the_policy_in_plain_words():
             "Noise is added by every node to its own masked update or by this node, to each of its steps; "
             "all trainings together spend at most ε = 8 (δ = 1e-05)."
         ),
-        "At most 200 trainings are done in all.",
+        "In all, trainings are done 200 times at most.",
         "Tasks begin within 20:00-06:00 on mon, tue, wed, thu, fri, by this machine's clock.",
         "Training uses at most 4 processors.",
         "A training process has at most 16G of memory.",
-        "Training sees the GPUs 0.",
+        "Of GPUs training sees 0.",
         "What this key keeps here is at most 50G.",
         "Training code has no network.",
         (

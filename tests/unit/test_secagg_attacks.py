@@ -127,6 +127,21 @@ def test_a_threshold_of_half_or_more_than_all(met, threshold):
         replace(met.cohort, threshold=threshold)
 
 
+def test_a_threshold_of_just_half():
+    cohort = Played(names(4)).advertise().gather().cohort
+    with refused("threshold should be above half of 4 holders, not 2"):
+        replace(cohort, threshold=2)
+
+
+def test_adverts_out_of_order_or_under_other_names(met):
+    adverts = met.cohort.adverts
+    swapped = {**adverts, "n000": adverts["n001"], "n001": adverts["n000"]}
+    renamed = dict(zip(names(6)[1:], adverts.values(), strict=True))
+    for wrong in (dict(reversed(adverts.items())), swapped, renamed):
+        with refused("by name, in the order of names"):
+            replace(met.cohort, adverts=wrong)
+
+
 @pytest.mark.parametrize("key", ["mask_key", "seal_key"])
 @pytest.mark.parametrize("small", [bytes(32), b"\1" + bytes(31)])
 def test_a_key_that_agrees_with_everybody(met, key, small):

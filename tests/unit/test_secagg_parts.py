@@ -104,6 +104,16 @@ def test_the_ring_is_in_the_seeds_order():
     assert near_by_name < 300  # of 600; 147 are expected, and on the ring of names all
 
 
+def test_ten_nodes_that_drop_out_together_by_name_do_not_matter():
+    """Were the ring in the order of names, a node amid the ten would keep 11 of its 21 holders, and 12 are needed."""
+    everybody, degree = names(60), 20
+    needed = threshold_for(0.55, degree + 1)
+    alive = set(everybody[:20] + everybody[30:])
+    for seed in range(100):
+        found = neighbours(everybody, bytes([seed]), degree)
+        assert all(len(near & alive) + (node in alive) >= needed for node, near in found.items())
+
+
 @pytest.mark.parametrize("degree", [0, 3, 50, 51, -2])
 def test_a_graph_that_cannot_be(degree):
     with pytest.raises(ValueError, match="50 nodes cannot have"):
@@ -135,6 +145,7 @@ def test_a_threshold_is_more_than_half(share, holders):
 def test_a_share_of_holders_is_a_share():
     assert threshold_for(0.6, 5) == 3
     assert threshold_for(2 / 3, 9) == 6
+    assert threshold_for(0.56, 25) == 14  # 14.000000000000002 in floats
     for wrong in (0, -1, 1.1, math.nan):
         with pytest.raises(ValueError, match="share of holders"):
             threshold_for(wrong, 5)

@@ -32,7 +32,7 @@ def falling(draw, names):
 
 
 @given(data=st.data(), count=st.integers(2, 9), width=st.integers(1, 40), bits=st.sampled_from([16, 32, 64]))
-@settings(max_examples=60, **QUIET)
+@settings(max_examples=50, **QUIET)
 def test_the_sum_is_exact_or_refused_whoever_drops_out(data, count, width, bits):
     share = data.draw(st.sampled_from([0.1, 0.5, 0.6, 2 / 3, 0.9, 1.0]))
     advertised, shared, masked, signed, revealed = data.draw(falling(names(count)))
@@ -73,7 +73,7 @@ def test_the_sum_is_exact_or_refused_whoever_drops_out(data, count, width, bits)
 
 
 @given(data=st.data())
-@settings(max_examples=4, **QUIET)
+@settings(max_examples=2, **QUIET)
 def test_the_sum_is_exact_on_a_ring_of_neighbours(data):
     everybody = names(36)
     gone = data.draw(st.lists(st.sampled_from(everybody), min_size=4, max_size=4, unique=True))
@@ -83,14 +83,6 @@ def test_the_sum_is_exact_on_a_ring_of_neighbours(data):
     vectors = vectors_of(left[1], 11)
     played.deal(left[0]).mask(vectors).agree(left[2]).unmask(left[3])
     np.testing.assert_array_equal(played.total(), plain(vectors, left[1]))
-
-
-def test_ten_nodes_that_drop_out_together_by_name_do_not_matter():
-    everybody = names(60)
-    played = dealt(60, share=0.55, degree=20)
-    vectors = vectors_of(everybody[:20] + everybody[30:], 7)
-    played.mask(vectors).agree().unmask()
-    np.testing.assert_array_equal(played.total(), plain(vectors, sorted(vectors)))
 
 
 def test_every_step_but_the_mask_answers_the_same_once_more():
@@ -130,6 +122,17 @@ def test_shares_that_lie_are_got_around(liars):
         told.seeds["n005"] = bytes(32) + b"\7"
         told.keys["n009"] = told.seeds["n006"]
     np.testing.assert_array_equal(played.total(), plain(vectors, names(9)))
+
+
+def test_who_lied_once_is_asked_last():
+    """Of ten shares the six that are right are one draw in 210: whoever lied about n000 shows who lies about others."""
+    played = dealt(10, share=0.6)
+    vectors = vectors_of(names(10), 6)
+    played.mask(vectors).agree().unmask()
+    for name in names(10):
+        for liar in ("n000" if name == "n000" else "n002", "n001", "n004", "n005"):
+            played.revealed[liar].seeds[name] = bytes(33)
+    np.testing.assert_array_equal(played.total(), plain(vectors, names(10)))
 
 
 def test_too_many_lies_name_whose_secret_is_missing():

@@ -77,7 +77,7 @@ def test_without_noise_nothing_is_spent():
 @pytest.mark.parametrize("mode", ["central", "distributed"])
 def test_rounds_are_counted_as_the_accountant_does(mode):
     story = Noisy(described(replace(DP, mode=mode)))
-    for number in range(1, 5):
+    for number in (1, 2, 3):
         story.closed(number)
         wanted = epsilon([(2.0, 1.0, number)], DELTA, is_discrete=mode == "distributed")
         following = epsilon([(2.0, 1.0, number + 1)], DELTA, is_discrete=mode == "distributed")

@@ -7,6 +7,7 @@ import pytest
 
 from fedctl.eventlines import EVENTS, dump, load
 from fedctl.events import (
+    MessageReceived,
     ModelEvaluated,
     ModelInitialized,
     NodeDeclined,
@@ -19,6 +20,7 @@ from fedctl.events import (
     RunFailed,
     RunFinished,
     RunStarted,
+    StepClosed,
     TaskFailed,
     TaskStarted,
     UpdateLost,
@@ -39,6 +41,8 @@ REPEATABLE = (
     RoundOpened,
     RoundWidened,
     RoundAggregated,
+    MessageReceived,
+    StepClosed,
 )
 """Events that tell of one thing that happens once; the others tell where a coordinator or a node stands."""
 
@@ -95,7 +99,42 @@ def roaming() -> Story:
     return story
 
 
-STORIES = {"roaming": roaming, "preparing": preparing, "mid-round": mid_round, "finished": finished, "messy": messy}
+def masked() -> Story:
+    """A round whose updates are masked: a node drops out, another fails and does it again, an update is lost."""
+    story = Story("alice", "bob", "carol", "dave")
+    story.ready()
+    story.built()
+    story.opened(1, secure=True, quorum=3)
+    present = story.nodes
+    for step in ("keys", "shares", "train", "agree", "unmask"):
+        story.started(1, "alice", step)
+        story.failed(1, "alice", kind=step)
+        for name in present:
+            if step == "train":
+                story.trained(1, name, attempt=2 if name == "alice" else 1)
+            else:
+                key = TaskKey(round=1, node=name, kind=step, attempt=2 if name == "alice" else 1)
+                story.tell(MessageReceived, task=key, message=blob("e"), seconds=0.1)
+        if step == "shares":
+            present = present[:-1]
+        if step != "unmask":
+            story.tell(StepClosed, round=1, step=step, nodes=present)
+        if step == "train":
+            story.resumed()
+    story.tell(UpdateLost, task=TaskKey(round=1, node="bob"), reason="it is not there")
+    story.trained(1, "bob")
+    story.aggregated(1, *present)
+    return story
+
+
+STORIES = {
+    "roaming": roaming,
+    "preparing": preparing,
+    "mid-round": mid_round,
+    "finished": finished,
+    "messy": messy,
+    "masked": masked,
+}
 every_story = pytest.mark.parametrize("story", STORIES.values(), ids=STORIES.keys())
 
 

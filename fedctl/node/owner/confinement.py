@@ -76,7 +76,8 @@ def leave_network() -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     if unshare(NEW_USERS | NEW_NETWORK):
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        # The kernel's bound on their number counts as a full disk.
+        raise OSError(number, "no more user namespaces" if number == errno.ENOSPC else os.strerror(number))
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
         Path("/proc/self", name).write_text(text)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
@@ -117,7 +118,7 @@ def _trouble(attempt: Callable[[], None]) -> str:
         try:
             attempt()
         except BaseException as error:  # a fork must never return into its parent's code
-            os.write(writing, str(error).encode()[:500])
+            os.write(writing, str(getattr(error, "strerror", None) or error).encode()[:500])
         finally:
             os._exit(0)
     os.close(writing)

@@ -15,7 +15,7 @@ LONGEST_HEADER = 2**24
 """Bytes, as `fedctl.header` bounds it."""
 MASKED, PACKED = "masked", "packed"
 """The only tensor of a masked update, and of one that is a single stream: the result says what they stand for."""
-KEPT_BACK = "an error whose text its owner keeps there"
+KEPT_BACK = "an error whose text stays there: the node's owner finds it in the task's train.log"
 
 _PART = re.compile(r"//[0-9]+\Z")
 _CONTROL = re.compile(r"\Acontrol/")

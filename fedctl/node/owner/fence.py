@@ -25,7 +25,10 @@ OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | DEVICE
 SCOPED_SINCE = 6
 ABSTRACT_SOCKETS, SIGNALS = 1, 2
 
-SYSTEM = ("/bin", "/etc", "/lib", "/lib32", "/lib64", "/nix/store", "/opt", "/proc", "/sbin", "/sys", "/usr")
+SYSTEM = (
+    *("/bin", "/etc", "/lib", "/lib32", "/lib64", "/nix/store", "/opt", "/proc", "/sbin", "/sys", "/usr"),
+    *("/run/NetworkManager/resolv.conf", "/run/resolvconf", "/run/systemd/resolve", "/var/lib/ca-certificates"),
+)
 SCRATCH = ("/dev", "/tmp", "/var/tmp")  # noqa: S108  where programs expect to write; devices are the GPUs'
 OF_A_PYTHON = ("bin", "lib", "lib64", "include", "share", "pyvenv.cfg", "conda-meta")
 
@@ -70,7 +73,7 @@ class Fence(NamedTuple):
 
 def around(python: str, home: Path, data: Iterable[str], *others: str) -> Fence:
     """The fence for a worker of that Python, whose key has the folder `home`; `others` are paths that it may read."""
-    own = [*_of_python(python), str(home), *(os.path.expanduser(path) for path in data), *others]  # noqa: PTH111
+    own = [*_of_python(python), str(home), *(str(Path(path).expanduser()) for path in (*data, *others))]
     return Fence(reading=[*SYSTEM, *own], writing=[*SCRATCH, str(home / "runs"), str(home / "blobs")])
 
 

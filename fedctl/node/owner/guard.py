@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 LOOKS = frozenset(("hello", "may", "probe", "accelerators", "look", "trial", "ledger", "list"))
 BRINGS = frozenset(("stat", "put", "split", "seal", "unpack", "environment"))
 WORKS = frozenset(("worker", "start", "read", "cancel", "stop", "release", "remove", "stop_all", "remove_all"))
-ASK_AGAIN_S = 60.0
-"""How soon a coordinator may ask again for what waits for the owner."""
 
 
 class Guard(Agent):
@@ -224,7 +222,7 @@ class Guard(Agent):
             is_private = self.policy.differential_privacy is not None and bool(task.get("privacy"))
             busy = self.trainings.begin(header["identity"], key, folder, is_private=is_private)
             if busy:
-                return {"declined": {"may": False, "why": busy, "seconds": ASK_AGAIN_S}}
+                return {"declined": {"may": False, "why": busy, "seconds": 0.0}}
         return super().do_start({**header, "task": task, "worker": worker})
 
     def owners_words(self, task: Header) -> Header | None:  # noqa: ARG002  the words are the same for all
@@ -253,7 +251,7 @@ class Guard(Agent):
     def confine(self, command: List[str]) -> Confined:
         terms, own = self.policy, None
         if terms.files == "own":
-            own = fence.around(command[0], self.home, terms.data.paths, str(self.place.folder))
+            own = fence.around(command[0], self.home, terms.data.paths, str(self.place.folder), *terms.commands)
         confined = confinement.confined(command, terms.limits, terms.network, own)
         return confined.command, confined.environment, confined.prepare
 
@@ -286,7 +284,7 @@ class Guard(Agent):
 def awaiting(kind: str, digest: str) -> Header:
     """The answer to what waits for the owner: the run goes on without this node, and asks again."""
     why = f"its owner has not approved this {kind} yet: ask them to run `fedctl node approve {digest[:12]}` there"
-    return {"declined": {"may": False, "why": why, "seconds": ASK_AGAIN_S}}
+    return {"declined": {"may": False, "why": why, "seconds": 0.0}}
 
 
 def policy_of(place: Place) -> Policy:

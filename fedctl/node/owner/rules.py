@@ -93,7 +93,8 @@ def refusal(policy: Policy, task: Mapping[str, Any], *, bundle: Path, folder: Pa
 
 def _exhausted(policy: Policy, letter: str, trainings: int) -> Optional[str]:
     if policy.rounds is not None and letter in (*HANDED_IN, "f") and trainings >= policy.rounds:
-        return f"the owner of this node allows {policy.rounds} trainings in all, and they are done"
+        several = "s" if policy.rounds > 1 else ""
+        return f"the owner of this node allows {policy.rounds} training{several} in all, and no more are left"
     return None
 
 

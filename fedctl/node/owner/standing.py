@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from fedctl.node.agent import examine
@@ -35,7 +36,7 @@ def standing(place: Place) -> Dict[str, Any]:
         "policy": {
             "file": str(place.policy) if place.policy.exists() else None,
             "terms": wording.summary(policy),
-            "unable": confinement.unable(policy.limits, policy.network, policy.files),
+            "unable": [*confinement.unable(policy.limits, policy.network, policy.files), *risks()],
         },
         "pending": [told(asked) for asked in approvals.pending()],
         "approved": [told(asked) for asked in approvals.approved()],
@@ -48,6 +49,11 @@ def standing(place: Place) -> Dict[str, Any]:
         },
         "ledger": {"head": head, "trouble": trouble},
     }
+
+
+def risks() -> List[str]:
+    """What no policy helps against."""
+    return ["this account is root: enroll the key in an account of its own"] if os.geteuid() == 0 else []
 
 
 def told(asked: Asked) -> Dict[str, Any]:

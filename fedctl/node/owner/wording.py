@@ -9,7 +9,7 @@ from fedctl.node.owner.terms import DifferentialPrivacy, Leave, Limits, Policy
 
 _CODE = {
     "approve": "Code runs after you approved it, byte for byte: `fedctl node approve`.",
-    "any": "Any code that the coordinator sends runs as this account, with all that this account may read.",
+    "any": "Any code that the coordinator sends runs as this account.",
 }
 _ENVIRONMENTS = {
     "approve": "Python packages are installed after you approved their list.",
@@ -37,7 +37,7 @@ def summary(policy: Policy) -> List[str]:
         *_leaving(policy.leave),
         *_secure(policy),
         *_private(policy.differential_privacy),
-        *([] if policy.rounds is None else [f"At most {policy.rounds} trainings are done in all."]),
+        *([] if policy.rounds is None else [f"In all, trainings are done {policy.rounds} times at most."]),
         *_when(policy),
         *_limited(policy.limits),
         "Training code has no network." if policy.network == "none" else "Training code may use the network.",
@@ -98,12 +98,12 @@ def _when(policy: Policy) -> List[str]:
 def _limited(limits: Limits) -> List[str]:
     found = []
     if limits.cpus is not None:
-        found.append(f"Training uses at most {limits.cpus} processors.")
+        found.append(f"Training uses at most {limits.cpus} processor{'s' if limits.cpus > 1 else ''}.")
     if limits.memory is not None:
         found.append(f"A training process has at most {size(limits.memory)} of memory.")
     if limits.gpus is not None:
         found.append(
-            f"Training sees the GPUs {_and([str(gpu) for gpu in limits.gpus])}." if limits.gpus else "No GPU is used."
+            f"Of GPUs training sees {_and([str(gpu) for gpu in limits.gpus])}." if limits.gpus else "No GPU is used."
         )
     if limits.disk is not None:
         found.append(f"What this key keeps here is at most {size(limits.disk)}.")

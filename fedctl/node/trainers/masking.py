@@ -144,6 +144,8 @@ def _row(
     row = layout.encode(update, base, share * counted / layout.most, counted)
     dp = privacy.differential_privacy
     if dp and dp.mode == "distributed":
+        room = {"range": layout.range, "cohort": layout.cohort, "least": cohort.quorum}
+        distributed.check_room(dp.noise, dp.clip, **room)
         step = layout.scale(layout.names[0]).step
         deviation = distributed.deviation(dp.noise, dp.clip, step=step, count=layout.count, least=cohort.quorum)
         distributed.noisy(row[: layout.count], deviation, Generator())

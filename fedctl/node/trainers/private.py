@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
 
-from fedctl.dp.accounting import Step, spent
+from fedctl.dp.accounting import Step, epsilon, is_within
 from fedctl.dp.noise import Generator
 from fedctl.errors import ConfigError
 from fedctl.node.bounds import Bounds
@@ -55,9 +55,9 @@ class DpSgd:
     @property
     def result(self) -> dict[str, float]:
         """What `Result.privacy` says of the training, with the epsilon of all of the node's in this run."""
-        epsilon = spent([*self._history, self._step(self.steps)], self.dp.delta).epsilon
-        noise, rate, steps = self._step(self.steps)
-        return {"noise": noise, "rate": rate, "steps": steps, "epsilon": epsilon, "delta": self.dp.delta}
+        noise, rate, steps = now = self._step(self.steps)
+        so_far = epsilon([*self._history, now], self.dp.delta)
+        return {"noise": noise, "rate": rate, "steps": steps, "epsilon": so_far, "delta": self.dp.delta}
 
     def draw(self, data: Any) -> None:
         """Have the data module's training examples drawn by chance: each by itself, for each batch anew."""
@@ -150,12 +150,11 @@ class DpSgd:
                 raise ConfigError(
                     f"{whose} allows an epsilon of {allowed:g}, and this has no end: give max_epochs or max_steps"
                 )
-            after = spent([*history, self._step(self.steps + int(planned))], delta).epsilon
-            if after > allowed:
-                before = spent(history, delta).epsilon
+            after = [*history, self._step(self.steps + int(planned))]
+            if not is_within(allowed, after, delta):
                 raise ConfigError(
-                    f"this training would bring the node's epsilon from {before:.3g} to {after:.3g} at delta "
-                    f"{delta:g}, and {whose} allows {allowed:g}"
+                    f"this training would bring the node's epsilon from {epsilon(history, delta):.3g} to "
+                    f"{epsilon(after, delta):.3g} at delta {delta:g}, and {whose} allows {allowed:g}"
                 )
 
     def restore(self, module: Any, start: Mapping[str, Tensor]) -> None:
