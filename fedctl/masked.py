@@ -77,14 +77,18 @@ class Layout:
 
     def encode(
         self, update: Mapping[str, Tensor], base: Mapping[str, Tensor], share: float, counted: int
-    ) -> NDArray[np.unsignedinteger]:
-        """The row of `share` times the way from the base to the update; raises ValueError for what is not finite."""
-        row = np.zeros(self.row.shape, self.row.dtype)
+    ) -> tuple[NDArray[np.unsignedinteger], int]:
+        """The row of `share` times the way from the base to the update, and how many of its values were cut off.
+
+        Raises ValueError for what is not finite.
+        """
+        row, beyond = np.zeros(self.row.shape, self.row.dtype), 0
         for name, part in self._parts():
             ended, began = (one[name].detach().cpu().reshape(-1).double() for one in (update, base))
-            self.scale(name).encode(ended.sub_(began).mul_(share).numpy(), out=row[part])
+            _, cut = self.scale(name).encode(ended.sub_(began).mul_(share).numpy(), out=row[part])
+            beyond += cut
         row[self.count :] = _digits(counted) if self.ranges else counted
-        return row
+        return row, beyond
 
     def decode(self, total: NDArray[np.unsignedinteger]) -> tuple[Mapping[str, NDArray[np.float64]], int]:
         """The sums of the ways by tensor, flat, and of what the updates count, from the sum of their rows."""

@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Collection
 
-from fedctl.federation import Federation
+from fedctl.federation import Federation, needed
 
 LEAST_MASKED = 3
 """A sum of two updates tells each of the two nodes the other's."""
@@ -29,13 +29,18 @@ def share(federation: Federation) -> float:
 
 
 def is_by_coin(federation: Federation) -> bool:
-    """Whether each node is drawn for itself, so that a round's number of nodes is left to chance."""
-    return federation.privacy.is_counted_by_node and share(federation) < 1
+    """Whether each node is drawn for itself, so that a round's number of nodes is left to chance.
+
+    Where updates are masked nothing is gained by it: all of a cohort know who is in it, and so does the coordinator,
+    against whom distributed noise is.
+    """
+    return federation.privacy.mode == "central" and not federation.privacy.is_secure and share(federation) < 1
 
 
 def expected(federation: Federation) -> float:
     """How many nodes a round is expected to take."""
-    return share(federation) * len(federation.nodes)
+    nodes = len(federation.nodes)
+    return share(federation) * nodes if is_by_coin(federation) else needed(federation.schedule.cohort, nodes)
 
 
 def rate(federation: Federation) -> float:

@@ -394,6 +394,16 @@ def test_what_belongs_to_another_round_is_refused(done, tmp_path):
     assert later.trained["alice"].update is not None, "what was refused left no trace"
 
 
+def test_a_round_before_the_newest_is_over(done, tmp_path):
+    """Its update under the masks of another cohort would tell who was in one and not in the other."""
+    later = replace(done, base=tmp_path / "base", number=2, said={})
+    shutil.copytree(done.base, later.base)
+    later.keys()
+    later.number = 1
+    for kind, why in (("keys", "round 1 is over for this node"), ("unmask", "keys of this round are gone")):
+        refused(why, lambda kind=kind: later.ask(kind, "alice", done.agreement(), attempt=9))
+
+
 def test_an_inbox_without_a_neighbour_or_with_other_sharers_is_refused(dealt):
     told = dealt.inbox("alice")
     less = {**told, "inbox": {**told["inbox"], "shares": {"bob": told["inbox"]["shares"]["bob"]}}}

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ def _answer(task: Task, book: "Book") -> dict[str, object]:
     match task.key.kind:
         case "keys":
             if not book.path.exists():
-                book.sweep(task.key)
+                book.turn_to(task.key.round)
                 secrets, _ = node.advertise(book.identity(), book.place)
                 book.write(secrets)
             return book.secrets().advert.to_json()
@@ -131,6 +132,8 @@ def layout_of(task: Task, spec: Mapping[str, TensorSpec], cohort: Cohort) -> Lay
     if ranges is not None:
         ranges = {name: a_number(number, name) for name, number in a_mapping(ranges, "ranges").items()}
     most = min(secure.examples, a_count(task.message.get("most"), "most"))
+    if most < 1:
+        raise ValueError("an update counts for one example at least")
     return Layout(spec=spec, cohort=len(cohort.adverts), range=secure.range, most=most, ranges=ranges)
 
 
@@ -141,11 +144,12 @@ def _row(
     update, base = handing.update.tensors, handing.update.base
     share = 1.0 if privacy.norm is None else factor(norm_of(update, base), privacy.norm)
     counted = min(examples, layout.most)
-    row = layout.encode(update, base, share * counted / layout.most, counted)
+    row, beyond = layout.encode(update, base, share * counted / layout.most, counted)
+    if beyond:
+        sys.stderr.write(f"secure aggregation: {beyond} of {layout.count} values were beyond the range, and cut off\n")
     dp = privacy.differential_privacy
     if dp and dp.mode == "distributed":
-        room = {"range": layout.range, "cohort": layout.cohort, "least": cohort.quorum}
-        distributed.check_room(dp.noise, dp.clip, **room)
+        distributed.check_room(dp.noise, dp.clip, range=layout.range, cohort=layout.cohort, least=cohort.quorum)
         step = layout.scale(layout.names[0]).step
         deviation = distributed.deviation(dp.noise, dp.clip, step=step, count=layout.count, least=cohort.quorum)
         distributed.noisy(row[: layout.count], deviation, Generator())
@@ -206,10 +210,18 @@ class Book:
         """For good, before what follows from them leaves the node."""
         write_whole(self.path, json.dumps(secrets.to_json()).encode())
 
-    def sweep(self, key: TaskKey) -> None:
-        """Remove what earlier rounds of this node left: nothing is to be asked of them any more."""
-        for path in self._folder.glob(f"r*-{key.node}.*"):
-            if path.name.partition("-")[0] != f"r{key.round:04d}":
+    def turn_to(self, round: int) -> None:
+        """Begin the page of a round, and remove those before it: nothing may be asked of them any more.
+
+        Raises ValueError for a round before the newest one: its update under the masks of another cohort would tell,
+        by subtraction, who was in one and not in the other.
+        """
+        newest = self._folder / f"{self.place.node}.newest"
+        if newest.exists() and round < (last := int(newest.read_text())):
+            raise ValueError(f"round {round} is over for this node, which has taken part in round {last}")
+        write_whole(newest, str(round).encode())
+        for path in self._folder.glob(f"r*-{self.place.node}.*"):
+            if path.name.partition("-")[0] != f"r{round:04d}":
                 remove(path)
 
     def hand_out(self, folder: Path) -> Blob:
