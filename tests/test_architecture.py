@@ -59,7 +59,18 @@ PURE = {
     "asking": ("actions", "federation", "fleet", "records", "runstate"),
     "secure": ("actions", "asking", "federation", "privacy", "records", "runstate", "sampling", "secagg"),
     "buffered": ("actions", "asking", "federation", "fleet", "records", "runstate"),
-    "plan": ("actions", "asking", "buffered", "events", "federation", "fleet", "records", "sampling", "secure", "state"),
+    "plan": (
+        "actions",
+        "asking",
+        "buffered",
+        "events",
+        "federation",
+        "fleet",
+        "records",
+        "sampling",
+        "secure",
+        "state",
+    ),
     "tidying": ("records", "runstate"),
     "measures": ("federation", "records", "state"),
     "waiting": ("fleet", "records", "state"),
@@ -234,6 +245,15 @@ def test_no_two_modules_need_each_other():
 
 def test_the_agent_is_one_file_of_the_standard_library():
     assert {name.split(".")[0] for name in imports("fedctl.node.agent")} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("fedctl.node.owner")])
+def test_the_owners_part_is_the_standard_library_and_the_agent(module):
+    """An enrolled node has nothing else of fedctl, and perhaps an old Python."""
+    ast.parse(MODULES[module].read_text(), feature_version=(3, 8))
+    for name in imports(module):
+        is_there = name in ("fedctl", "fedctl.node.agent") or name.startswith("fedctl.node.owner")
+        assert is_there or name.split(".")[0] in sys.stdlib_module_names, name
 
 
 def test_the_builder_of_environments_is_one_file_of_the_standard_library():

@@ -12,11 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from fedctl.connection import Connection
 from fedctl.errors import NodeError
+from fedctl.node.agent import Run
 from fedctl.node.owner.approvals import Approvals
-from fedctl.records import Blob, Task, TaskKey
+from fedctl.records import Blob, Result, Task, TaskKey
 from fedctl.transfer import put
 from tests.contract.owned import enroll
 
@@ -301,6 +304,54 @@ def test_outside_of_the_owners_hours_a_task_waits(guarded, tmp_path):
     ):
         assert "outside its owner's hours" in answer["declined"]["why"]
         assert 0 < answer["declined"]["seconds"] <= 2 * 3600
+
+
+# What leaves
+
+
+def test_what_may_not_leave_stays_whoever_made_it(guarded, tmp_path):
+    """As code would leave it there that knows no bounds: the guard looks at the file itself."""
+    connection = guarded(f"{OPEN}leave: {{tensors: {{except: [secret]}}, metrics: [val_loss]}}\n")
+    blob, path = bundle(tmp_path, model="", data="")
+    put(connection, blob, path)
+    connection.ask("unpack", digest=blob.digest)
+    run = Run.claim(Path(connection.facts["home"]), "one", "aaaa")
+    for key, name in ((KEY, "open"), ("r0002/alice/a1", "secret")):
+        run.accept(key, task(key=key))
+        save_file({name: torch.ones(2)}, run.folder(key) / "update.safetensors")
+        done = Result(key=TaskKey.parse(key), metrics={"val_loss": 1.0, "row_17": 2.0}, detail="row 17 is ill")
+        run.finish(key, {**done.to_json(), "tensors": ["open"]})
+    asked = {**RUN, "worker": worker(blob)}
+    told = connection.ask("start", **asked, key=KEY, task=task())["result"]
+    assert told["metrics"] == {"val_loss": 1.0}
+    assert told["detail"] == ""
+    assert told["error"] is None
+    piece = {"name": "update.safetensors", "offset": 0, "limit": 1000}
+    assert connection.ask("read", **RUN, key=KEY, **piece)["size"] > 0
+    told = connection.ask("start", **asked, key="r0002/alice/a1", task=task(key="r0002/alice/a1"))["result"]
+    assert "does not let tensor 'secret' leave" in told["error"]
+    with pytest.raises(NodeError, match="does not let tensor 'secret' leave"):
+        connection.ask("read", **RUN, key="r0002/alice/a1", **piece)
+    ledger = (tmp_path / "owner" / "ledger.jsonl").read_text()
+    assert "row_17" not in ledger
+    assert [json.loads(line)["task"] for line in ledger.splitlines() if '"update"' in line] == [KEY]
+
+
+def test_rounds_are_counted_by_the_owner_and_not_by_who_asks(guarded, tmp_path):
+    connection = guarded(f"{OPEN}rounds: 1\n")
+    blob, path = bundle(tmp_path, model="", data="")
+    put(connection, blob, path)
+    connection.ask("unpack", digest=blob.digest)
+    for identity in ("aaaa", "bbbb"):
+        asked = {"run": "one", "identity": identity, "key": KEY, "task": task(), "worker": worker(blob)}
+        if identity == "aaaa":
+            assert connection.ask("start", **asked)["state"] == "started"
+            connection.ask("remove", run="one", identity="aaaa", digests=[])
+        else:
+            put(connection, blob, path)
+            connection.ask("unpack", digest=blob.digest)
+            with pytest.raises(NodeError, match="allows 1 training in all"):
+                connection.ask("start", **asked)
 
 
 # Keys among themselves

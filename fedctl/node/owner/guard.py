@@ -12,9 +12,10 @@ import time
 import fedctl
 from fedctl.node import agent
 from fedctl.node.agent import MOST_PATHS, Agent, Ledger, Refused, discard, parse
-from fedctl.node.owner import bounds, confinement, departure, fence, identity, policy, rules
+from fedctl.node.owner import bounds, confinement, departure, fence, identity, rules
 from fedctl.node.owner.approvals import Approvals
 from fedctl.node.owner.bounds import Room, forbid
+from fedctl.node.owner.current import Current
 from fedctl.node.owner.errors import OwnerError
 from fedctl.node.owner.place import Enrolled, Place
 from fedctl.node.owner.terms import Policy
@@ -22,7 +23,7 @@ from fedctl.node.owner.trainings import Trainings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, List, Optional
+    from typing import Callable, List, Optional
 
     from fedctl.node.agent import Confined, Header, Run, Slice
 
@@ -41,8 +42,7 @@ class Guard(Agent):
         self.trainings = Trainings(place.trainings)
         self.room = Room(key.home)
         self.wanted: Optional[Header] = None
-        self.terms: Optional[Policy] = None
-        self.read_at: Any = None
+        self.current = Current(place.policy)
         super().__init__(key.home, send)
 
     def open_ledger(self) -> Ledger:
@@ -51,21 +51,21 @@ class Guard(Agent):
 
     @property
     def policy(self) -> Policy:
-        """The owner's policy as it is now; raises Refused for one that cannot be read."""
-        try:
-            state = self.place.policy.stat()
-            is_now = (state.st_ino, state.st_size, state.st_mtime_ns)
-        except FileNotFoundError:
-            is_now = (0, 0, 0)
-        if self.terms is None or is_now != self.read_at:
-            try:
-                self.terms, self.read_at = policy_of(self.place), is_now
-            except OwnerError:
-                raise Refused("the policy of this node cannot be read: its owner has to mend it") from None
-        return self.terms
+        return self.current.policy
+
+    @property
+    def is_revoked(self) -> bool:
+        return not self.place.record(self.key.fingerprint).exists()
+
+    def look(self) -> None:
+        if self.is_revoked:
+            raise SystemExit(
+                1
+            )  # on this machine `revoke` ends the process, on others that share the folder nobody does
+        super().look()
 
     def operation(self, name: object) -> Callable[[Header], Header | None]:
-        if not self.place.record(self.key.fingerprint).exists():
+        if self.is_revoked:
             raise Refused("this key was revoked by the owner of this node")
         if not isinstance(name, str) or name not in LOOKS | BRINGS | WORKS:
             raise Refused(f"the owner of this node does not allow {str(name)[:40]!r}")
@@ -285,8 +285,3 @@ def awaiting(kind: str, digest: str) -> Header:
     """The answer to what waits for the owner: the run goes on without this node, and asks again."""
     why = f"its owner has not approved this {kind} yet: ask them to run `fedctl node approve {digest[:12]}` there"
     return {"declined": {"may": False, "why": why, "seconds": 0.0}}
-
-
-def policy_of(place: Place) -> Policy:
-    """The policy in the owner's folder, else the one that stands for none."""
-    return policy.load(place.policy) if place.policy.exists() else Policy()

@@ -20,15 +20,16 @@ def main(program: Path, fingerprint: str) -> int:
     os.umask(0o077)
     sys.path.insert(0, str(program))
     from fedctl.node.agent import serve
+    from fedctl.node.owner.current import policy_of
     from fedctl.node.owner.errors import OwnerError
-    from fedctl.node.owner.guard import Guard, policy_of
+    from fedctl.node.owner.guard import Guard
     from fedctl.node.owner.marks import marked
     from fedctl.node.owner.place import Place
 
     place, key, why = Place(program.parent), None, ""
     try:
         key = place.find(fingerprint)
-        policy_of(place)
+        policy_of(place.policy)
     except OwnerError as error:
         why = error.message.splitlines()[0]
     if not AGENT.search(os.environ.get("SSH_ORIGINAL_COMMAND", "")):

@@ -8,7 +8,7 @@ import time
 from fedctl.node.agent import examine
 from fedctl.node.owner import confinement, identity, wording
 from fedctl.node.owner.approvals import Approvals, Asked
-from fedctl.node.owner.guard import policy_of
+from fedctl.node.owner.current import policy_of
 from fedctl.node.owner.place import Place
 from fedctl.node.owner.trainings import Trainings
 
@@ -21,7 +21,7 @@ DIGITS = 12
 
 def standing(place: Place) -> Dict[str, Any]:
     """All of it, as one JSON object; raises OwnerError for a policy that cannot be followed."""
-    policy, approvals, trainings = policy_of(place), Approvals(place.folder), Trainings(place.trainings)
+    policy, approvals, trainings = policy_of(place.policy), Approvals(place.folder), Trainings(place.trainings)
     is_there = place.folder.is_dir()
     head, trouble = examine(place.ledger) if place.ledger.exists() else (None, None)
     terms = policy.differential_privacy
