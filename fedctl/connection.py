@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fedctl
 from fedctl import install, remote
 from fedctl.allowance import Allowance
 from fedctl.errors import ConnectionLost, NodeError, ProtocolError
@@ -87,7 +88,8 @@ class Connection:
         """
         source = Path(agent.__file__).read_bytes()
         digest = hashlib.sha256(source).hexdigest()
-        asked: dict[str, Any] = {} if needs is None else {"needs": dict(needs)}
+        asked: dict[str, Any] = {"version": fedctl.__version__, "agent": digest}
+        asked |= {} if needs is None else {"needs": dict(needs)}
         for _ in range(2):
             process = transport.open(remote.serve_agent(python, digest, home))
             connection = cls(process, answer_s=answer_s, bandwidth=bandwidth)

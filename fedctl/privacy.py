@@ -14,10 +14,11 @@ DpMode = Literal["central", "distributed", "local"]
 class SecureAggregation:
     """Masked updates, of which the coordinator learns the sum alone.
 
-    A node's secrets can be brought back by a share `threshold` of its neighbours, in (0.5, 1]. Each node has so many
-    `neighbours` (None: all in a cohort of up to 32, else as many as its size asks for). No value of an update may lie
-    further than `range` from the model's; beyond, it is cut off. Of a node's examples no more than `examples` count.
-    Nodes have `patience_s` seconds for each of the steps before and after the training.
+    A node's secrets can be brought back by a share `threshold` of its neighbours, in (0.5, 1]. In a cohort of up to 32
+    all are neighbours; in a larger one each node has so many `neighbours`, 2 log2 of its size at least (None: as many
+    as its size asks for). No value of an update may lie further than `range` from the model's; beyond, it is cut off.
+    Of a node's examples no more than `examples` count. Nodes have `patience_s` seconds for each of the steps before and
+    after the training.
     """
 
     threshold: float = 0.7

@@ -1431,7 +1431,10 @@ class Agent:
         """An answer that tells of this machine, written down; a refusal instead of one that cannot be."""
         op, identity = str(header.get("op"))[:50], str(header.get("identity") or "")[:LONGEST_NAME]
         try:
-            kind = {"kind": "facts"} if op == "hello" else {"kind": "answer", "op": op}
+            kind = {"kind": "answer", "op": op}
+            if op == "hello":
+                asker = {name: str(header.get(name) or "")[:LONGEST_NAME] for name in ("version", "agent")}
+                kind = {"kind": "facts", **asker}
             self.ledger.append({**kind, "identity": identity, **digested(canonical(answer))})
         except Refused as refusal:
             return {"error": str(refusal)}
@@ -1488,7 +1491,8 @@ class Agent:
     def do_hello(self, header: Header) -> Header:
         """What the coordinator should know of this machine; sizes in bytes, `time` in seconds since 1970.
 
-        With `needs`, also which of them are here already.
+        With `needs`, also which of them are here already. The asker's version and the digest of its agent stand in the
+        ledger.
         """
         system, disk = os.uname(), os.statvfs(self.home)
         return {

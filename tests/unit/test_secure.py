@@ -354,9 +354,8 @@ def test_events_that_come_again_however_late_change_nothing(seed):
     events: list[Event] = []
     for place, event in enumerate(TOLD):
         events.append(event)
-        for earlier in TOLD[: place + 1]:
-            if isinstance(earlier, again) and chance.random() < 0.1:
-                events.append(replace(earlier, at=event.at))
+        repeated = (one for one in TOLD[: place + 1] if isinstance(one, again) and chance.random() < 0.1)
+        events.extend(replace(one, at=event.at) for one in repeated)
     assert fold(events) == fold(TOLD)
 
 
