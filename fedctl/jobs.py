@@ -43,7 +43,7 @@ from fedctl.federation import Federation
 from fedctl.forecast import forecast
 from fedctl.host import Done, Host
 from fedctl.records import COORDINATOR, DIFFERENCE, MEMORY, REST, Blob, Progress, Task, TaskKey
-from fedctl.relay import layout_of, message, take
+from fedctl.relay import agree_on_terms, layout_of, message, take
 from fedctl.rundir import RunDir
 from fedctl.share import EVERYTHING, Share
 from fedctl.sizes import first_sizes
@@ -131,6 +131,8 @@ def perform(
         task = replace(task_of(federation, action), message=said)
         if key.kind == "initialize":
             host.prepare()
+        if secure and key.kind == "train":
+            agree_on_terms(run, task)
         done = host.perform(
             task,
             {label: model_path(run, label, key) for label in action.models},

@@ -14,10 +14,11 @@ from fedctl.durable import write_atomically
 from fedctl.errors import ModelError, ProtocolError
 from fedctl.federation import Federation
 from fedctl.privacy import SecureAggregation
-from fedctl.records import Blob, Kind, TaskKey
+from fedctl.records import Blob, Kind, Task, TaskKey
 from fedctl.rundir import RunDir
 from fedctl.secure import degree_of
 from fedctl.share import Share
+from fedctl.terms import terms_of
 
 if TYPE_CHECKING:
     from fedctl.masked import Layout
@@ -99,6 +100,13 @@ def layout_of(run: RunDir, number: int, steps: Steps, federation: Federation) ->
     return _layout(run.path, number, nodes, secure.range, most, federation.share, is_narrow=True)
 
 
+def agree_on_terms(run: RunDir, task: Task) -> None:
+    """Write down what a round's trainings have in common, which its masks are made of."""
+    path = run.terms(task.key.round, task.key.node)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, terms_of(task, run.facts()["bundle"]))
+
+
 def unmask(run: RunDir, number: int, steps: Steps, federation: Federation) -> tuple[Path, int, float]:
     """Write the mean of the round's updates, as an update of its own; say how much it counts, and what rounding added.
 
@@ -114,6 +122,9 @@ def unmask(run: RunDir, number: int, steps: Steps, federation: Federation) -> tu
     survivors = sorted(steps["train"])
     cohort = _cohort(run, number, steps, _secure(federation))
     layout = layout_of(run, number, steps, federation)
+    terms = {run.terms(number, name).read_bytes() for name in survivors}
+    if len(terms) > 1:
+        raise ModelError("the nodes were not told the same, and masks come off for those alone that were")
     answered = [name for name in steps["agree"] if run.said(number, "unmask", name).exists()]
     try:
         total = coordinator.unmask_sum(
@@ -122,6 +133,7 @@ def unmask(run: RunDir, number: int, steps: Steps, federation: Federation) -> tu
             survivors,
             (Weights.open(run.update(number, name))[VECTOR].numpy() for name in survivors),
             {name: Revealed.from_json(_said(run, number, "unmask", name)) for name in answered},
+            next(iter(terms)),
         )
     except ValueError as error:
         raise ModelError(f"the masks do not come off: {error}") from error

@@ -100,6 +100,10 @@ class RunDir:
         """What a node said to others in a step of a round with masked updates."""
         return self.round(number) / "secagg" / step / f"{node}.json"
 
+    def terms(self, number: int, node: str) -> Path:
+        """The digest of what a node of a round with masked updates was told, which should be as all others were."""
+        return self.round(number) / "secagg" / "terms" / node
+
     def mean(self, number: int) -> Path:
         """The mean of a round's masked updates, as an update of its own."""
         return self.round(number) / "mean.safetensors"

@@ -53,6 +53,7 @@ PURE = {
     "actions": ("records",),
     "decisions": ("actions", "events"),
     "claims": ("actions", "errors", "records"),
+    "terms": ("records",),
     "sampling": ("federation",),
     "fleet": ("federation", "runstate", "sampling"),
     "forecast": ("federation", "fleet", "traffic"),
@@ -92,6 +93,7 @@ ALLOWED = {
         "secagg",
         "share",
         "strictjson",
+        "terms",
         "weights",
     ),
     "views": (

@@ -91,13 +91,15 @@ def unmask_sum(
     survivors: Collection[str],
     vectors: Iterable[NDArray[Any]],
     revealed: Mapping[str, Revealed],
+    terms: bytes = b"",
 ) -> NDArray[Any]:
     """The sum of the survivors' vectors, in their ring; `vectors` has one of each, in any order, and is walked once.
 
-    What shares tell is held against the adverts, and where one lies, other shares are tried. Raises NotEnough where no
-    shares tell a secret, before any vector is read, and ValueError for vectors that are not alike.
+    They were masked under these `terms`; under others their sum stays noise. What shares tell is held against the
+    adverts, and where one lies, other shares are tried. Raises NotEnough where no shares tell a secret, before any
+    vector is read, and ValueError for vectors that are not alike.
     """
-    added, taken = left_masks(cohort, sharers, survivors, revealed)
+    added, taken = left_masks(cohort, sharers, survivors, revealed, terms)
     total, count = None, 0
     for vector in vectors:
         check_vector(vector)

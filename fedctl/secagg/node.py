@@ -114,9 +114,10 @@ def receive(secrets: Secrets, inbox: Inbox) -> Secrets:
     return replace(secrets, sharers=inbox.sharers, seeds=seeds, keys=keys)
 
 
-def mask(secrets: Secrets, vector: NDArray[Any]) -> Secrets:
+def mask(secrets: Secrets, vector: NDArray[Any], terms: bytes = b"") -> Secrets:
     """Mask a vector in place: flat, in one piece, of uint16, uint32 or uint64. Once a round: its keys are forgotten.
 
+    `terms` say of what the vector is and how it was made: of a sum of vectors under different ones no mask comes off.
     The secrets that come back are to be on the disk before the masked vector leaves the node: two vectors under the
     same masks would tell their difference.
     """
@@ -128,7 +129,7 @@ def mask(secrets: Secrets, vector: NDArray[Any]) -> Secrets:
     check_vector(vector)
     added, taken = [self_mask(cohort, node, private.seed)], list[bytes]()
     for other in sorted(cohort.neighbours[node] & set(secrets.sharers)):
-        key = agreed(private.mask_key, cohort.adverts[other].mask_key, pairwise(cohort, node, other))
+        key = agreed(private.mask_key, cohort.adverts[other].mask_key, pairwise(cohort, node, other, terms))
         (added if node < other else taken).append(key)
     add_keystreams(vector, added=added, taken=taken)
     return replace(secrets, private=None)

@@ -26,7 +26,11 @@ class NotEnough(ModelError):
 
 
 def left_masks(
-    cohort: Cohort, sharers: Collection[str], survivors: Collection[str], revealed: Mapping[str, Revealed]
+    cohort: Cohort,
+    sharers: Collection[str],
+    survivors: Collection[str],
+    revealed: Mapping[str, Revealed],
+    terms: bytes = b"",
 ) -> tuple[list[bytes], list[bytes]]:
     """The keys of the masks to add to the sum of the survivors' vectors, and of those to take from it; or NotEnough."""
     added, taken, missing, suspects = list[bytes](), list[bytes](), list[str](), set[str]()
@@ -45,7 +49,7 @@ def left_masks(
             taken.append(self_mask(cohort, node, secret))
         else:
             for other in cohort.neighbours[node] & alive:
-                mask = agreed(secret, cohort.adverts[other].mask_key, pairwise(cohort, node, other))
+                mask = agreed(secret, cohort.adverts[other].mask_key, pairwise(cohort, node, other, terms))
                 (added if node < other else taken).append(mask)
     if missing:
         lies = f"; those of {', '.join(sorted(suspects))} lie" if suspects else ""

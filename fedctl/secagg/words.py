@@ -12,9 +12,12 @@ def sealed(cohort: Cohort, sender: str, receiver: str) -> bytes:
     return cohort.bound("fedctl seal", sender, receiver)
 
 
-def pairwise(cohort: Cohort, one: str, other: str) -> bytes:
-    """What two nodes agree on a key for: their mask, which the first by name adds, and the other takes."""
-    return cohort.bound("fedctl pairwise mask", *sorted((one, other)))
+def pairwise(cohort: Cohort, one: str, other: str, terms: bytes) -> bytes:
+    """What two nodes agree on a key for: their mask, which the first by name adds, and the other takes.
+
+    It is another one under other `terms`, so that the masks of nodes which were not told the same do not come off.
+    """
+    return cohort.bound("fedctl pairwise mask", *sorted((one, other)), terms)
 
 
 def self_mask(cohort: Cohort, node: str, seed: bytes) -> bytes:

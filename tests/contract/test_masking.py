@@ -23,6 +23,7 @@ from fedctl.secagg import coordinator, node
 from fedctl.secagg.keys import Identity, fingerprint
 from fedctl.secagg.messages import Agreement, Cohort, Revealed, Sealed, Survivors
 from fedctl.secagg.place import Place
+from fedctl.terms import terms_of
 from fedctl.weights import Weights, save
 
 CODE = """
@@ -44,6 +45,10 @@ class Net(pl.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.5)
+
+class Frozen(Net):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
 
 class Data(pl.LightningDataModule):
     def __init__(self, count):
@@ -84,6 +89,7 @@ class Round:
     cohort: Cohort | None = None
     trained: dict[str, Result] = field(default_factory=dict)
     sum: np.ndarray | None = None
+    terms: bytes = b""
 
     def run(self, name: str) -> Path:
         """The run's folder on a node, with its id as the agent writes it."""
@@ -102,17 +108,21 @@ class Round:
         task = Task(
             key=key,
             seed=7,
-            model="masking_code.py:Net",
+            model=fields.pop("model", "masking_code.py:Net"),
             model_args={},
             data="masking_code.py:Data",
             data_args={"count": EXAMPLES.get(name, 8)},
-            trainer={"accelerator": "cpu", "devices": 1, "max_epochs": 1},
             threads=1,
             models={"base": self.model} if kind == "train" else {},
-            privacy=Privacy(secure_aggregation=SECURE).to_json(),
             message=json.loads(json.dumps(message)),
-            **fields,
+            **{
+                "trainer": {"accelerator": "cpu", "devices": 1, "max_epochs": 1},
+                "privacy": Privacy(secure_aggregation=SECURE).to_json(),
+                **fields,
+            },
         )
+        if kind == "train":
+            self.terms = self.terms or terms_of(task, "")
         result = perform(task, {"base": self.base / "base.safetensors"}, folder, lambda _: None, 1)
         return Result.from_json(json.loads(json.dumps(result.to_json())))
 
@@ -163,7 +173,7 @@ class Round:
         self.each("unmask", lambda _: self.agreement(), *survivors)
         revealed = {name: Revealed.from_json(said) for name, said in self.said["unmask"].items()}
         vectors = [self.row(name) for name in survivors]
-        return coordinator.unmask_sum(self.cohort, self.names, survivors, vectors, revealed)
+        return coordinator.unmask_sum(self.cohort, self.names, survivors, vectors, revealed, self.terms)
 
     def row(self, name: str, attempt: int = 1) -> np.ndarray:
         return Weights.open(self.file(name, attempt))[VECTOR].numpy()
@@ -402,6 +412,30 @@ def test_a_round_before_the_newest_is_over(done, tmp_path):
     later.number = 1
     for kind, why in (("keys", "round 1 is over for this node"), ("unmask", "keys of this round are gone")):
         refused(why, lambda kind=kind: later.ask(kind, "alice", done.agreement(), attempt=9))
+
+
+@pytest.mark.parametrize(
+    "otherwise",
+    [
+        {"privacy": Privacy(secure_aggregation=replace(SECURE, range=1e30)).to_json()},
+        {"trainer": {"accelerator": "cpu", "devices": 1, "max_steps": 1}},
+        {"model": "masking_code.py:Frozen"},
+        {"first_seed": 9},
+    ],
+    ids=["a range by which all others round to nothing", "a shorter training", "code that learns nothing", "a seed"],
+)
+def test_no_mask_comes_off_where_one_node_was_told_otherwise(dealt, otherwise):
+    """A coordinator that has all others' updates come to nothing would read that one's in the sum."""
+    dealt.train("alice")
+    alone = dealt.trained["alice"]
+    for name in NAMES[1:]:
+        dealt.trained[name] = dealt.ask("train", name, dealt.inbox(name), **otherwise)
+    assert alone.update is not None
+    dealt.agree()
+    total = dealt.total()
+    assert total[-1] != sum(EXAMPLES.values())
+    layout = Layout(spec=Weights.open(dealt.base / "base.safetensors").spec, cohort=4, range=4.0, most=100)
+    assert np.abs(np.concatenate(list(layout.decode(total)[0].values()))).max() > 0.5, "it is noise over all the range"
 
 
 def test_an_inbox_without_a_neighbour_or_with_other_sharers_is_refused(dealt):

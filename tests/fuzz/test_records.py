@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedctl import eventlines
+from fedctl import eventlines, events
 from fedctl.records import Blob, Progress, Result, Score, Task, TaskKey
 from tests.fuzz import JSON, each_of, mutated
 from tests.unit.test_events import EXAMPLES

@@ -5,6 +5,7 @@ what it should be within rounding, which is by chance: to the bit no two runs ar
 """
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -47,7 +48,8 @@ class MaskedWorld(World):
             return super()._worked(task, models)
         folder = self.folder / key.node / "runs" / "toy" / key.folder
         folder.mkdir(parents=True)
-        (folder.parent / "id").write_text(f"{self.identity} machine")
+        (folder.parent / "id").write_text(f"{self.facts['identity']} machine")
+        (folder.parent / "worker.json").write_text(json.dumps({"bundle": self.facts["bundle"]}))
         try:
             if key.kind in SAID:
                 return Work(masking.step(task, folder), self.now)
@@ -86,7 +88,7 @@ def scene(folder: Path, described: Federation | None = None, **world) -> Scene:
     """Four nodes, of which dave fails in the first round's training, after its shares are out."""
     made = Scene(folder, described or secure(*NAMES))
     made.world = MaskedWorld(folder=made.world.folder, **world)
-    made.world.identity = made.run.facts()["identity"]
+    made.world.facts = made.run.facts()
     made.world.fail_at("dave", 1, 1)
     return made
 

@@ -27,7 +27,6 @@ from fedctl.federation import Named
 from fedctl.journal import Journal
 from fedctl.records import Result, TaskKey
 from fedctl.rounds import close_round
-from fedctl.share import EVERYTHING
 from fedctl.strategies import build
 from fedctl.weights import Weights, read_file
 from tests.scenario.world import Killed, Scene, Watch, Work, federation, of_kind
@@ -285,9 +284,8 @@ def close_by_hand(scene, named):
             contributors=tuple(state.open.updates),
             strategy=build(named),
             staleness=staleness.build(scene.federation.schedule.staleness),
-            share=EVERYTHING,
+            federation=scene.federation,
             down=PLAIN,
-            model_args={},
             at=scene.world.clock,
         )
         journal.append([event])

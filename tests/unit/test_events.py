@@ -58,6 +58,8 @@ EXAMPLES = [
     events.ModelEvaluated(
         at=AT, task=KEY, scores={"global": Score(examples=2, metrics={"acc": 0.5})}, seconds=0.1, bytes=TRAFFIC
     ),
+    events.MessageReceived(at=AT, task=TaskKey.parse("r0001/a/k1"), message=BLOB, seconds=0.1, bytes=TRAFFIC),
+    events.StepClosed(at=AT, round=1, step="keys", nodes=("a", "b")),
     events.RoundHeld(at=AT, round=1),
     events.RoundAggregated(at=AT, round=1, model=BLOB, contributors=("a", "b")),
     events.RunFinished(at=AT),

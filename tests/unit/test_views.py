@@ -14,16 +14,18 @@ from fedctl.errors import ConfigError
 from fedctl.eventlines import EVENTS
 from fedctl.events import (
     UNNEEDED,
+    MessageReceived,
     NodeDeclined,
     RoundHeld,
     RoundOpened,
     RoundWidened,
     RunFailed,
     RunFinished,
+    StepClosed,
     UpdateLost,
 )
 from fedctl.forecast import Forecast, LineForecast
-from fedctl.records import Progress, TaskKey
+from fedctl.records import Blob, Progress, TaskKey
 from fedctl.report import report
 from fedctl.state import RunState, apply
 from fedctl.telemetry import Preparing
@@ -717,6 +719,9 @@ def test_every_kind_of_event_has_a_sentence():
     story.tell(NodeDeclined, node="dave", reason="outside its hours", seconds=60)
     story.tell(RoundWidened, round=4, nodes=("erin",))
     story.tell(UpdateLost, task=TaskKey(round=4, node="alice"), reason="it is gone from the disk")
+    message = Blob(digest="a" * 64, size=10)
+    story.tell(MessageReceived, task=TaskKey(round=4, node="alice", kind="keys"), message=message, seconds=0.1)
+    story.tell(StepClosed, round=4, step="keys", nodes=("alice", "bob"))
     story.tell(RoundHeld, round=4)
     story.tell(RunFailed, reason="no node is left")
     events = [*finished().events, *story.events]

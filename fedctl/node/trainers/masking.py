@@ -35,6 +35,7 @@ from fedctl.secagg.messages import Agreement, Cohort, Inbox, Survivors
 from fedctl.secagg.place import Place
 from fedctl.secagg.secret import Secrets
 from fedctl.strictjson import a_count, a_mapping, a_number
+from fedctl.terms import terms_of
 from fedctl.weights import digest, save
 
 LEAST = 3
@@ -108,7 +109,7 @@ def masked(task: Task, handing: Handing, folder: Path, examples: int) -> Blob:
             cohort = _cohort(secrets)
             layout = layout_of(task, handing.expected, cohort)
             row = _row(handing, privacy, layout, cohort, examples)
-            secrets = node.mask(secrets, row)
+            secrets = node.mask(secrets, row, terms_of(task, Run(folder.parent).bundle() or ""))
             save(book.masked, {VECTOR: torch.from_numpy(row)})
             write_whole(book.told, json.dumps({"task": str(task.key), "tensors": layout.names}).encode())
             book.write(secrets)
