@@ -25,7 +25,7 @@ class SecureAggregation:
     neighbours: int | None = None
     range: float = 8.0
     examples: int = 65_536
-    patience_s: float = 60.0
+    patience_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -348,15 +348,21 @@ def tail(path: Path, size: int) -> str:
         return ""
 
 
-def output_of(command: list[str], seconds: float, *, is_alone: bool = True) -> bytes:
+def output_of(
+    command: list[str], seconds: float, *, is_alone: bool = True, confine: Callable[[list[str]], Confined] | None = None
+) -> bytes:
     """What a command prints; raises OSError with the end of what it said where it fails or takes longer than that.
 
-    `is_alone` is False in a process that has threads.
+    `is_alone` is False in a process that has threads; `confine` is as `Run.start_worker` takes it.
     """
     from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 
+    command, words, prepare = confine(command) if confine else (command, {}, None)
+
     def set_alarm() -> None:
         signal.alarm(int(seconds) + 1)
+        if prepare:
+            prepare()
 
     with Popen(
         command,
@@ -365,7 +371,7 @@ def output_of(command: list[str], seconds: float, *, is_alone: bool = True) -> b
         stderr=PIPE,
         start_new_session=True,
         preexec_fn=set_alarm if is_alone else None,  # noqa: PLW1509  it ends a command whose agent was killed
-        env=dict(os.environ, PYTHONDONTWRITEBYTECODE="1"),
+        env=dict(os.environ, PYTHONDONTWRITEBYTECODE="1", **words),
     ) as process:
         try:
             output, errors = process.communicate(timeout=seconds)
@@ -975,9 +981,10 @@ class Environments:
     it failed, stand beside it. While one is made, `env/<digest>.asked-<identity>` says for which runs.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, builder: Path | None = None) -> None:
         self.home = home
         self.folder = home / "env"
+        self.builder = builder
         self.pythons: dict[tuple[str, bool], Header] = {}
         self.builders: list[Popen[bytes]] = []
 
@@ -1033,7 +1040,7 @@ class Environments:
             for old in (".failed", ".pid"):  # that number may be a stranger's by now
                 remove(base.with_suffix(old))
             write_whole(base.with_suffix(".json"), json.dumps(spec).encode(), durable=False)
-            builder = bundle / "fedctl" / "node" / "environment.py"
+            builder = self.builder or bundle / "fedctl" / "node" / "environment.py"
             with base.with_suffix(".log").open("wb") as log:
                 # The builder inherits the lock and hands it on to the installer, so that no two ever write there.
                 process = subprocess.Popen(
@@ -1394,7 +1401,7 @@ class Agent:
         # One that was there may be the user's own, for other files too: its rights stay, and all in it gets ours.
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.blobs = Blobs(home / "blobs")
-        self.environments = Environments(home)
+        self.environments = Environments(home, self.builder())
         self.runs: dict[str, Run] = {}
         self.watched: dict[tuple[str, str], Watch] = {}
         self.making: dict[str, Making] = {}
@@ -1422,6 +1429,10 @@ class Agent:
         if operation is None:
             raise Refused(f"unknown operation: {name!r}")
         return operation
+
+    def builder(self) -> Path | None:
+        """The program that makes environments; None: the one that each bundle brings."""
+        return None
 
     def open_ledger(self) -> Ledger:
         """Where what leaves is written down. Without an owner who rules here, thousands of nodes need not sync it."""
@@ -1844,10 +1855,14 @@ print(json.dumps({'python': sys.version.split()[0], 'packages': packages}))
         paths = [str(bundle / "project"), str(bundle)]
         code = f"import sys; sys.path[0:1] = {paths!r}; from fedctl.node.trial import main; main(sys.argv[1:])"
         try:
-            said = parse(output_of([python, "-c", code, *header["modules"]], IMPORT_S))
+            said = parse(self.output_of_trial([python, "-c", code, *header["modules"]]))
         except (OSError, ValueError) as error:
             said = {"failure": str(error)}
         return {"present": True, "failure": said.get("failure")}
+
+    def output_of_trial(self, command: list[str]) -> bytes:
+        """What a command prints that imports the user's code."""
+        return output_of(command, IMPORT_S)
 
     @property
     def is_watching(self) -> bool:

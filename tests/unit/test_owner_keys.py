@@ -266,7 +266,7 @@ def test_the_one_file_runs_where_fedctl_is_not_installed(home, key, tmp_path):
     assert (tmp_path / "a.pyz").read_bytes() == (tmp_path / "b.pyz").read_bytes()
     names = zipfile.ZipFile(tmp_path / "a.pyz").namelist()
     assert {name.split("/")[-1] for name in names if "owner" not in name} == {
-        *("__main__.py", "__init__.py", "agent.py", "known.json")
+        *("__main__.py", "__init__.py", "agent.py", "environment.py", "known.json")
     }
     words = [OLDEST, "-I", "-S", tmp_path / "a.pyz", "enroll", "--key", f"{key}.pub"]
     done = subprocess.run(words, capture_output=True, text=True)

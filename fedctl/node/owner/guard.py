@@ -23,6 +23,7 @@ from fedctl.node.owner.trainings import Trainings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Callable, List, Optional
 
     from fedctl.node.agent import Confined, Header, Run, Slice
@@ -44,6 +45,10 @@ class Guard(Agent):
         self.wanted: Optional[Header] = None
         self.current = Current(place.policy)
         super().__init__(key.home, send)
+
+    def builder(self) -> Path:
+        """The owner's own copy: packages are installed by nothing that a coordinator sends."""
+        return self.place.program / "fedctl" / "node" / "environment.py"
 
     def open_ledger(self) -> Ledger:
         """The owner's, which lies outside of the home: no request can touch it."""
@@ -129,7 +134,15 @@ class Guard(Agent):
         if not bundle.is_dir() or rules.refused_code(self.policy, bundle.name, self.approvals):
             return {"present": False}
         forbid(rules.refused_modules(modules, bundle))
-        return super().do_trial({"bundle": bundle.name, "modules": modules, **self.interpreter_of(header)})
+        self.forbid_unable()
+        tried = super().do_trial({"bundle": bundle.name, "modules": modules, **self.interpreter_of(header)})
+        return {
+            **tried,
+            "failure": tried.get("failure") and departure.allowed_error(self.policy, str(tried["failure"])),
+        }
+
+    def output_of_trial(self, command: List[str]) -> bytes:
+        return agent.output_of(command, agent.IMPORT_S, confine=self.confine)
 
     def interpreter_of(self, header: Header) -> Header:
         return bounds.interpreter(self.policy, self.approvals, header)
@@ -244,9 +257,12 @@ class Guard(Agent):
         forbid(rules.refused_worker(self.policy, spec, self.approvals))
         if run.worker_lives():
             return False
-        terms = self.policy
-        forbid(next(iter(confinement.unable(terms.limits, terms.network, terms.files)), None))
+        self.forbid_unable()
         return run.start_worker(self.home, spec, self.confine)
+
+    def forbid_unable(self) -> None:
+        """Refuse to run code that this machine cannot hold to the policy."""
+        forbid(next(iter(confinement.unable(self.policy.limits, self.policy.network, self.policy.files)), None))
 
     def confine(self, command: List[str]) -> Confined:
         terms, own = self.policy, None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Dict
 
 OWNER = "fedctl.node.owner"
-MODULES = ("fedctl", "fedctl.node", "fedctl.node.agent", OWNER)
+MODULES = ("fedctl", "fedctl.node", "fedctl.node.agent", "fedctl.node.environment", OWNER)
 EPOCH = (1980, 1, 1, 0, 0, 0)
 MAIN = b"""import sys
 from fedctl.node.owner.cli import main
