@@ -69,6 +69,12 @@ def worker(policy: Policy, approvals: Approvals, spec: Header, folder: Path) -> 
     }
 
 
+def awaiting(kind: str, digest: str) -> Header:
+    """The answer to what waits for the owner: the run goes on without this node, and asks again."""
+    why = f"its owner has not approved this {kind} yet: ask them to run `fedctl node approve {digest[:12]}` there"
+    return {"declined": {"may": False, "why": why, "seconds": 0.0}}
+
+
 class Room:
     """The disk that a key's home may take. It is measured anew only where what came since could be too much."""
 

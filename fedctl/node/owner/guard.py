@@ -14,7 +14,7 @@ from fedctl.node import agent
 from fedctl.node.agent import MOST_PATHS, Agent, Ledger, Refused, discard, parse
 from fedctl.node.owner import bounds, confinement, departure, fence, identity, rules
 from fedctl.node.owner.approvals import Approvals
-from fedctl.node.owner.bounds import Room, forbid
+from fedctl.node.owner.bounds import Room, awaiting, forbid
 from fedctl.node.owner.current import Current
 from fedctl.node.owner.errors import OwnerError
 from fedctl.node.owner.place import Enrolled, Place
@@ -295,9 +295,3 @@ class Guard(Agent):
                 raise Refused(f"{key} has not ended yet")
             forbid(departure.leaving(self.policy, result, update))
         return super().do_read(header)
-
-
-def awaiting(kind: str, digest: str) -> Header:
-    """The answer to what waits for the owner: the run goes on without this node, and asks again."""
-    why = f"its owner has not approved this {kind} yet: ask them to run `fedctl node approve {digest[:12]}` there"
-    return {"declined": {"may": False, "why": why, "seconds": 0.0}}
