@@ -5,7 +5,7 @@ these files and of the journal's word on who has done each step, so it is the sa
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ def message(run: RunDir, key: TaskKey, steps: Steps, federation: Federation) -> 
     """What a node is told in a step; raises ModelError where what the others said does not go together."""
     try:
         return _message(run, key, steps, federation)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ModelError(f"what the nodes said does not go together: {error}") from error
 
 
@@ -68,7 +68,8 @@ def take(run: RunDir, key: TaskKey, steps: Steps, federation: Federation, said: 
 
     try:
         if key.kind == "keys":
-            coordinator.check_advert(said, _identity(run), key.round, key.node)
+            advert = coordinator.check_advert(said, _identity(run), key.round, key.node)
+            _check_alone(run, key, advert.identity)
         else:
             cohort = _cohort(run, key.round, steps, _secure(federation))
             match key.kind:
@@ -78,7 +79,7 @@ def take(run: RunDir, key: TaskKey, steps: Steps, federation: Federation, said: 
                     coordinator.check_signed(said, cohort, key.node, steps["shares"], steps["train"])
                 case _:
                     coordinator.check_revealed(said, cohort, key.node, steps["shares"], steps["train"])
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ProtocolError(f"what it says in the step `{key.kind}` is not in order: {error}") from error
     path = run.said(key.round, key.kind, key.node)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +108,23 @@ def agree_on_terms(run: RunDir, task: Task) -> None:
     write_atomically(path, terms_of(task, run.facts()["bundle"]))
 
 
+def _terms(run: RunDir, number: int, nodes: Sequence[str]) -> bytes:
+    """What these nodes were told; raises ValueError where that was not the same."""
+    found = {run.terms(number, name).read_bytes() for name in nodes}
+    if len(found) != 1:
+        raise ValueError("the nodes were not told the same")
+    return found.pop()
+
+
+def _check_alone(run: RunDir, key: TaskKey, identity: bytes) -> None:
+    """Raises ValueError where another node of the round has that identity: both are on one account, or one lies."""
+    from fedctl.secagg.messages import Advert
+
+    for path in run.said(key.round, key.kind, key.node).parent.glob("*.json"):
+        if path.stem != key.node and Advert.from_json(json.loads(path.read_bytes())).identity == identity:
+            raise ValueError(f"it has the identity of {path.stem}: each node needs an account of its own")
+
+
 def unmask(run: RunDir, number: int, steps: Steps, federation: Federation) -> tuple[Path, int, float]:
     """Write the mean of the round's updates, as an update of its own; say how much it counts, and what rounding added.
 
@@ -122,9 +140,6 @@ def unmask(run: RunDir, number: int, steps: Steps, federation: Federation) -> tu
     survivors = sorted(steps["train"])
     cohort = _cohort(run, number, steps, _secure(federation))
     layout = layout_of(run, number, steps, federation)
-    terms = {run.terms(number, name).read_bytes() for name in survivors}
-    if len(terms) > 1:
-        raise ModelError("the nodes were not told the same, and masks come off for those alone that were")
     answered = [name for name in steps["agree"] if run.said(number, "unmask", name).exists()]
     try:
         total = coordinator.unmask_sum(
@@ -133,9 +148,9 @@ def unmask(run: RunDir, number: int, steps: Steps, federation: Federation) -> tu
             survivors,
             (Weights.open(run.update(number, name))[VECTOR].numpy() for name in survivors),
             {name: Revealed.from_json(_said(run, number, "unmask", name)) for name in answered},
-            next(iter(terms)),
+            _terms(run, number, survivors),
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ModelError(f"the masks do not come off: {error}") from error
     ways, counted = layout.decode(total)
     if not counted:

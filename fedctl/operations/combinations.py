@@ -114,6 +114,16 @@ COMBINATIONS: tuple[Combination, ...] = (
         hint="leave `overprovision` out, or ask a larger cohort",
     ),
     Combination(
+        what="`schedule: {partial: true}`",
+        where="schedule/partial",
+        is_there=lambda federation, _: federation.schedule.partial,
+        refused={
+            "secure": "by telling all nodes but one to stop at once, that one's update could be read in the sum",
+            "distributed": "by telling all nodes but one to stop at once, that one's update could be read in the sum",
+        },
+        hint="leave `partial` out",
+    ),
+    Combination(
         what="`compare: true`",
         where="compare",
         is_there=lambda federation, _: federation.compare,

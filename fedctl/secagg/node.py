@@ -62,7 +62,7 @@ def share(
         raise ValueError("the cohort has another advert of this node than the one it sent")
     for advert in cohort.adverts.values():
         check_identity(advert, cohort.run, cohort.round)
-        if pins and pins.get(advert.node) != fingerprint(advert.identity):
+        if pins and advert.node != place.node and pins.get(advert.node) != fingerprint(advert.identity):
             raise ValueError(f"the identity of {advert.node}, {fingerprint(advert.identity)}, is not the pinned one")
     holders = sorted({place.node, *cohort.neighbours[place.node]})
     points = [cohort.points[holder] for holder in holders]
@@ -138,6 +138,9 @@ def mask(secrets: Secrets, vector: NDArray[Any], terms: bytes = b"") -> Secrets:
 def survived(secrets: Secrets, identity: Identity, survivors: Survivors) -> tuple[Secrets, Signed]:
     """Sign who survived. The first list of a round stands.
 
+    The shares that are of no use for these survivors are forgotten: whoever gets hold of the secrets later, of however
+    many nodes, can take the masks off no single vector with them.
+
     Refuses a list without this node, with one who did not share, and of fewer than the quorum, than `least`, or than
     tell a secret of this node; and any before this node has masked.
     """
@@ -150,7 +153,10 @@ def survived(secrets: Secrets, identity: Identity, survivors: Survivors) -> tupl
         raise ValueError(f"round {cohort.round} has other survivors already")
     _check_members(secrets, survivors.nodes, secrets.sharers, "survivors")
     signature = identity.sign(cohort.agreed(secrets.sharers, survivors.nodes))
-    return replace(secrets, survivors=survivors.nodes), Signed(signature=signature)
+    alive = set(survivors.nodes)
+    seeds = {node: share for node, share in secrets.seeds.items() if node in alive}
+    keys = {node: share for node, share in secrets.keys.items() if node not in alive}
+    return replace(secrets, survivors=survivors.nodes, seeds=seeds, keys=keys), Signed(signature=signature)
 
 
 def unmask(secrets: Secrets, agreement: Agreement) -> Revealed:

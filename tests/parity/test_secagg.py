@@ -165,7 +165,7 @@ def test_a_masked_vector_is_the_sum_of_what_the_paper_says(bits):
         for place, other in enumerate(names(4)):
             if place != number:
                 shared = x25519(private.mask_key, played.adverts[other].mask_key)
-                pair = mask(shared, "fedctl pairwise mask", *sorted((name, other)))
+                pair = mask(shared, "fedctl pairwise mask", *sorted((name, other)), b"")
                 expected = expected + pair if number < place else expected - pair
         np.testing.assert_array_equal(masked, expected)
 

@@ -42,6 +42,7 @@ WITH = {
     "`share: {change": lambda given: replace(given, share=Share(change=0.01)),
     "`schedule: {mode: buffered}`": lambda given: replace(given, schedule=Schedule(mode="buffered", buffer=5)),
     "`schedule: {overprovision": lambda given: replace(given, schedule=Schedule(cohort=0.5, overprovision=1.5)),
+    "`schedule: {partial": lambda given: replace(given, schedule=Schedule(partial=True, deadline_s=60.0)),
     "`compare: true`": lambda given: replace(given, compare=True),
     "fewer than three nodes": lambda given: replace(given, schedule=Schedule(cohort=2)),
     "`differential_privacy: {adaptive": adaptive,

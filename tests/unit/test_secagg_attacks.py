@@ -444,3 +444,15 @@ def test_bytes_have_one_form():
     for wrong in ("A" * 109 + "B==", "A" * 112, "A" * 106 + "==", "A" * 109 + "\n==", whole + "\n", None, 7):
         with refused("82 bytes in base64"):
             Inbox.from_json({"sharers": ["a"], "shares": {"a": wrong}})
+
+
+def test_the_shares_that_are_of_no_use_for_the_survivors_are_forgotten():
+    """Who gets hold of all books later can make no mask of a survivor of them, nor the self seed of who dropped out."""
+    played = dealt(4)
+    alive = names(4)[:3]
+    for name in alive:
+        vector = np.zeros(5, "<u4")
+        secrets = node.mask(node.receive(played.secrets[name], played.inbox(name)), vector)
+        secrets, _ = node.survived(secrets, played.identities[name], Survivors(nodes=tuple(alive)))
+        assert set(secrets.seeds) == set(alive)
+        assert set(secrets.keys) == {names(4)[3]}

@@ -11,6 +11,7 @@ from fedctl.codecs.wire import Outgoing
 from fedctl.header import TensorSpec
 from fedctl.node.keep import Kept
 from fedctl.node.trainers.parts import share_of
+from fedctl.privacy import Privacy
 from fedctl.records import Blob, Task
 from fedctl.weights import CONTROL, Weights, controls_of, joined, part, save, spec_of
 
@@ -53,10 +54,16 @@ def handed_in(
         return Handing(update=whole, expected={}, beside={}, waiting={})
     due = share.due({name: spec.size for name, spec in spec_of(shared).items()}, task.key.round)
     base = part(model, [name for name in model if name in due])
+    update: Mapping[str, Tensor] = {name: shared[name] for name in due}
+    privacy = Privacy.from_json(task.privacy)
+    if privacy.norm is not None and not privacy.is_secure:
+        from fedctl.dp.clipping import clipped
+
+        update = clipped(part(update, base), base, privacy.norm)
     return Handing(
         update=Outgoing(
             pipeline=Pipeline.of(task.codec.get("up", ())),
-            tensors={name: shared[name] for name in due} | {CONTROL + name: one for name, one in controls.items()},
+            tensors=joined(update, {CONTROL + name: one for name, one in controls.items()}),
             base=base,
             residual=kept.residual if kept else {},
             seed=task.seed,
