@@ -48,9 +48,13 @@ def task_failed(state: RunState, event: TaskFailed) -> RunState:
 
 def update_received(state: RunState, event: UpdateReceived) -> RunState:
     key = event.task
-    if isinstance(state.answers(key.kind, key.round).get(key.node), Received):
+    before = state.answers(key.kind, key.round).get(key.node)
+    if key.node not in state.nodes or (isinstance(before, Received) and before.key == key):
         return state
-    if key.node not in state.nodes:
+    if metered := event.privacy:  # it has left the node, whether it counts or not
+        step = (metered["noise"], metered["rate"], int(metered["steps"]))
+        state = state.with_node(key.node, spent=(*state.nodes[key.node].spent, step))
+    if isinstance(before, Received):
         return state
     if key.kind == "train" and (not state.counts(key) or _is_settled(state, key, None)):
         return state.with_node(key.node, task=None) if state.nodes[key.node].task == key else state
@@ -69,9 +73,6 @@ def update_received(state: RunState, event: UpdateReceived) -> RunState:
     if key.kind != "train":
         return state
     contributions = state.nodes[key.node].contributions + 1
-    if metered := event.privacy:
-        step = (metered["noise"], metered["rate"], int(metered["steps"]))
-        state = state.with_node(key.node, spent=(*state.nodes[key.node].spent, step))
     return state.with_node(
         key.node,
         metrics=event.metrics,

@@ -5,6 +5,7 @@ Pure.
 
 from fedctl.actions import Perform
 from fedctl.errors import ModelError, ProtocolError
+from fedctl.privacy import Privacy
 from fedctl.records import DIFFERENCE, MEMORY, REST, Result, Task
 
 MOST_OPTIMIZERS = 16
@@ -37,3 +38,12 @@ def check_steps(result: Result, task: Task, *, is_needed: bool) -> None:
     most = [*([epochs * result.examples] if epochs > 0 else []), *([steps] if steps > 0 else [])]
     if most and result.steps > MOST_OPTIMIZERS * min(most):
         raise ModelError(f"it claims {result.steps:,} steps, and its task can have {MOST_OPTIMIZERS * min(most):,}")
+
+
+def check_noise(result: Result, task: Task) -> None:
+    """Refuse a training that does not tell of the noise which was asked of its gradients; raises ModelError."""
+    dp = Privacy.from_json(task.privacy).differential_privacy
+    if dp is None or dp.mode != "local":
+        return
+    if (result.privacy.get("noise"), result.privacy.get("delta")) != (dp.noise, dp.delta):
+        raise ModelError(f"it does not tell of a noise of {dp.noise:g} at delta {dp.delta:g}, which it was asked for")

@@ -16,6 +16,7 @@ from fedctl.actions import Action, Aggregate, Cancel, Finish, Perform, Prepare
 from fedctl.clock import Clock, no_earlier, steady
 from fedctl.codecs.pipeline import Ways
 from fedctl.decisions import decided
+from fedctl.demands import unmet
 from fedctl.errors import ConnectionLost, FedctlError, ModelError, NodeError, RunError
 from fedctl.events import (
     Event,
@@ -141,6 +142,8 @@ class Coordinator:
                         lambda text: self._inbox.tell(Preparing(node=node, text=text)),
                         when=self._federation.node(node).when,
                     )
+                    if error := unmet(facts, self._federation.privacy):
+                        return lost(node, error, self._clock())
                     return NodeReady(at=self._clock(), node=node, facts=facts)
                 except NodeError as error:
                     return lost(node, error, self._clock())
@@ -234,7 +237,8 @@ class Coordinator:
             case TaskFailed(task=key) if event.detail:
                 with self._run.log(key.node).open("a", encoding="utf-8") as log:
                     log.write(f"==> {key} <==\n{event.detail.rstrip()}\n")
-            case RoundAggregated():
+            case RoundAggregated(round=number):
+                self._run.noise(number).unlink(missing_ok=True)
                 self._release()
             case _:
                 pass
@@ -263,6 +267,7 @@ class Coordinator:
         if self._state.last_at:
             self._clock = no_earlier(self._clock, self._state.last_at)
         now = self._clock()
+        self._run.noise(self._state.round).unlink(missing_ok=True)  # its coordinator may have died before it did
         started = takeup.started(self._run, self._state, self._federation, self._lease.seen_at, now)
         lost = takeup.updates_lost(self._run, self._state, now)
         gone = {event.task for event in lost}

@@ -8,10 +8,13 @@ from pathlib import Path
 from fedctl.records import Blob
 
 
-def write_atomically(path: Path, content: bytes) -> Blob:
-    """Write a file under another name and rename it into place, whole or not at all; it is on the disk for good."""
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> Blob:
+    """Write a file under another name and rename it into place, whole or not at all; it is on the disk for good.
+
+    A `mode` of 0600 is for what its user alone may read.
+    """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with temporary.open("wb") as file:
+    with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -22,7 +22,8 @@ class RunStarted:
 
     `absent_s` is how long no coordinator lived before it, and `patience_s` how long the run waits for a node to come
     back (None: for ever). By `draw`, a number of this run's own, nodes are drawn where chance is part of a guarantee.
-    `noise` says who adds it (empty: nobody does), and a run ends before it would spend more than `budget` at `delta`.
+    Where it is `masked`, no single update can be read. `noise` says who adds it (empty: nobody does), and a run ends
+    before it would spend more than `budget` at `delta`.
     """
 
     at: datetime
@@ -37,6 +38,7 @@ class RunStarted:
     absent_s: float = 0.0
     patience_s: float | None = None
     draw: int = 0
+    masked: bool = False
     noise: str = ""
     delta: float | None = None
     budget: float | None = None

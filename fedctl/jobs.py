@@ -14,7 +14,7 @@ from typing import Any
 from fedctl import bundle
 from fedctl.actions import Perform
 from fedctl.arrival import Arrival
-from fedctl.claims import check_examples, check_labels, check_steps
+from fedctl.claims import check_examples, check_labels, check_noise, check_steps
 from fedctl.clock import Clock
 from fedctl.codecs.pipeline import PLAIN, Pipeline
 from fedctl.durable import copy_atomically, is_there
@@ -151,6 +151,8 @@ def perform(
             )
         check_steps(done.result, task, is_needed=needs_steps and key.kind == "train")
         is_training = key.kind == "train"
+        if is_training:
+            check_noise(done.result, task)
         arrival = Arrival(
             model=model_path(run, "base", key),
             share=federation.share if is_training else Share(only=federation.share.only, kept=federation.share.kept),

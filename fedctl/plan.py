@@ -84,7 +84,9 @@ def _opening(state: RunState, federation: Federation, now: datetime) -> list[Act
         wanted = len(nodes) if sampling.is_by_coin(federation) else min(fleet.wanted(federation), len(nodes))
         is_secure = federation.privacy.is_secure
         return [OpenRound(round=number, nodes=nodes, wanted=wanted, quorum=quorum, secure=is_secure)]
-    away = [node for node in state.nodes.values() if node.status == "away"]
+    away = [name for name, node in state.nodes.items() if node.status == "away"]
+    if sampling.is_by_coin(federation):
+        away = list(sampling.drawn(federation, number, state.draw, away))
     if len(nodes) + len(away) >= quorum:
         return []
     others = [f"{node.name}: {node.error}" for node in state.nodes.values() if node.status == "lost"]
@@ -105,10 +107,12 @@ def _round(state: RunState, opened: RoundState, federation: Federation, now: dat
         return close(opened, hold=hold)
     if not late:
         missing = quorum - len(opened.updates)
+        can_widen = not sampling.is_counted(federation)
         spare = fleet.drawn(federation, opened.number, set(fleet.ready(state)) - set(opened.nodes))
-        if spare:
+        if spare and can_widen:
             return [WidenRound(round=opened.number, nodes=tuple(spare[:missing]))]
-        if missing <= sum(_may_still_answer(state, opened, federation, name) for name in state.nodes):
+        names = state.nodes if can_widen else opened.nodes
+        if missing <= sum(_may_still_answer(state, opened, federation, name) for name in names):
             return []
     return [too_few(state, opened, opened.nodes, quorum)]
 

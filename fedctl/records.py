@@ -43,6 +43,8 @@ model before it. A node that can make the rest, or the model itself, of what it 
 LONGEST_MESSAGE = 1_000_000
 METERED = ("noise", "rate", "steps", "epsilon", "delta")
 """What a training with noise tells of it."""
+_WITHIN = dict(zip(METERED, ((1e-9, 1e9), (1e-9, 1.0), (0.0, 1e9), (0.0, math.inf), (1e-100, 1.0)), strict=True))
+"""Whatever lies within, an accountant has a finite answer to in seconds."""
 NEWEST = ("base", "global")
 """Labels of a run's newest model: the one to train, or to score."""
 
@@ -267,6 +269,10 @@ def _metered(value: Any) -> dict[str, float]:
     metered = {name: a_number(number, name) for name, number in a_mapping(value, "privacy").items()}
     if metered and set(metered) != set(METERED):
         raise ValueError(f"privacy must have exactly {', '.join(METERED)}")
+    for name, number in metered.items():
+        least, most = _WITHIN[name]
+        if not least <= number <= most or (name == "steps" and not number.is_integer()):
+            raise ValueError(f"privacy: no training has {name} {number:g}")
     return metered
 
 

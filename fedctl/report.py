@@ -76,15 +76,16 @@ class RoundStanding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guarantee:
-    """What noise promises: `noise` says who adds it, `epsilon` what has been spent at `delta`.
+    """What is promised of updates: whether they are `masked`, and by noise.
 
-    `epsilon_next` is what will have been spent with one more round (None: before the first), `budget` what may be
-    (None: no bound).
+    `noise` says who adds it (None: nobody), `epsilon` what has been spent at `delta`, and `epsilon_next` what will have
+    been with one more round (None: before the first), `budget` what may be (None: no bound).
     """
 
-    noise: str
+    masked: bool
+    noise: str | None
     delta: float | None
-    epsilon: float
+    epsilon: float | None
     epsilon_next: float | None
     budget: float | None
 
@@ -93,7 +94,7 @@ class Guarantee:
 class StatusReport:
     """A whole run, as `status --json` prints it; `resume` is the command that takes up a run that stands still.
 
-    `privacy` is what noise promises (None: there is none). `bytes` is what the lines have carried so far, `forecast`
+    `privacy` is what is promised of updates (None: nothing). `bytes` is what the lines have carried so far, `forecast`
     what they will have once all rounds are done (None: of a run without a first model, or of a journal that has no
     forecast).
     """
@@ -187,12 +188,13 @@ def elapsed(state: RunState, now: datetime | None = None) -> float:
 
 
 def _guarantee(state: RunState) -> Guarantee | None:
-    if not state.noise:
+    if not state.noise and not state.masked:
         return None
     return Guarantee(
-        noise=state.noise,
+        masked=state.masked,
+        noise=state.noise or None,
         delta=state.delta,
-        epsilon=state.epsilon or 0.0,
+        epsilon=(state.epsilon or 0.0) if state.noise else None,
         epsilon_next=state.epsilon_next,
         budget=state.budget,
     )

@@ -3,12 +3,15 @@
 The one place where a run's files meet a strategy; the coordinator and `aggregate --commit` both come here.
 """
 
+import json
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedctl.codecs.pipeline import Pipeline, seed_of_model
-from fedctl.durable import copy_atomically
+from fedctl.durable import copy_atomically, digest, write_atomically
 from fedctl.errors import ModelError
 from fedctl.events import RoundAggregated
 from fedctl.federation import Federation
@@ -17,11 +20,12 @@ from fedctl.relay import unmask
 from fedctl.rundir import RunDir
 from fedctl.spending import spending, with_noise
 from fedctl.staleness import Staleness
-from fedctl.state import RunState
+from fedctl.state import RoundState, RunState
 from fedctl.strategies import Strategy, uses_controls
 
 if TYPE_CHECKING:
     from fedctl.aggregation import Late
+    from fedctl.dp.noise import Generator
 
 
 def close_round(
@@ -42,7 +46,8 @@ def close_round(
     model travels to the nodes. Unless it `remembers`, the strategy has no use for what the one before left: it is
     another.
 
-    The model, and what the strategy remembers, are on the disk for good when this returns.
+    The model, and what the strategy remembers, are on the disk for good when this returns. The key of the noise is for
+    the caller to remove, once the journal has the event.
 
     Raises ModelError when a file is damaged or the result is not finite.
     """
@@ -65,7 +70,8 @@ def close_round(
         mean, counted, rounding = unmask(run, number, state.open.steps, federation)
         updates = {"mean": (mean, counted)}
     if privacy.is_counted_by_node:
-        strategy = with_noise(strategy, federation, rounding)
+        remembered = memory if remembers and memory.exists() else None
+        strategy = with_noise(strategy, federation, _noise(run, state.open, contributors, remembered), rounding)
     spent = spending(state, federation)
     promise = spent.metadata if spent else {}
     closed = aggregate_round(
@@ -113,6 +119,22 @@ def close_round(
         epsilon=spent.epsilon if spent else None,
         epsilon_next=spent.epsilon_next if spent else None,
     )
+
+
+def _noise(run: RunDir, opened: RoundState, contributors: Sequence[str], memory: Path | None) -> "Generator":
+    """What a round's noise is drawn from: the same again where the round is closed again from the same.
+
+    Else two models of the round could come to be known, whose noise together is less than was counted. Of other updates
+    the noise is another: the same would be gone from the difference of the two.
+    """
+    from fedctl.dp.noise import Generator
+
+    path = run.noise(opened.number)
+    if not path.exists():
+        write_atomically(path, secrets.token_bytes(32), mode=0o600)
+    parts = sorted([name, one.update.digest] for name, one in opened.updates.items() if name in contributors)
+    clip = digest(memory).digest if memory else ""  # it may be in there
+    return Generator.of(path.read_bytes()).branch(json.dumps([parts, clip]))
 
 
 def late(run: RunDir, number: int, rounds: Mapping[str, int], staleness: Staleness) -> "dict[str, Late]":

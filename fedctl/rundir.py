@@ -108,6 +108,10 @@ class RunDir:
         """The mean of a round's masked updates, as an update of its own."""
         return self.round(number) / "mean.safetensors"
 
+    def noise(self, number: int) -> Path:
+        """The key of the noise of a round's mean, from when the round is closed until that is in the journal."""
+        return self.round(number) / "noise.key"
+
     def alone(self, node: str) -> Path:
         return self.path / "alone" / f"{node}.safetensors"
 

@@ -87,6 +87,7 @@ class RunState:
     mode: str = "min"
     patience_s: float | None = None
     draw: int = 0
+    masked: bool = False
     noise: str = ""
     delta: float | None = None
     budget: float | None = None

@@ -59,15 +59,29 @@ def rate(federation: Federation) -> float:
     return chance if federation.rounds * thrown_away <= _NEGLIGIBLE * dp.delta else 1.0
 
 
+def is_counted(federation: Federation) -> bool:
+    """Whether a guarantee counts on the draw, so that nobody may take part who was not drawn."""
+    return rate(federation) < 1
+
+
 def drawn(federation: Federation, round: int, draw: int, here: Collection[str]) -> tuple[str, ...]:
-    """The nodes of a round among those that are `here`, by name: at least as many as it may be of, if there are any."""
-    enough = min(least(federation), len(here))
+    """The nodes of a round among those that are `here`, by name.
+
+    Where the guarantee counts on it the draw is of all nodes, and none may be left: were it of those that are here, and
+    drawn anew for being of too few, a node would be taken the more often the more others are away. Else there are at
+    least as many as a round may be of, if there are any.
+    """
+    names = sorted(node.name for node in federation.nodes) if is_counted(federation) else sorted(here)
+    enough = min(least(federation), len(names))
     chance = share(federation)
     for attempt in range(_MOST_TRIES):
-        found = [name for name in sorted(here) if _coin(f"{draw}/{round}/{attempt}/{name}") < chance]
+        found = [name for name in names if _coin(f"{draw}/{round}/{attempt}/{name}") < chance]
         if len(found) >= enough:
-            return tuple(found)
-    return tuple(sorted(here)[:enough])
+            break
+    else:
+        found = names[:enough]
+    there = set(here)
+    return tuple(name for name in found if name in there)
 
 
 def _coin(text: str) -> float:

@@ -13,6 +13,7 @@ from fedctl.federation import Federation
 from fedctl.state import RunState
 
 if TYPE_CHECKING:
+    from fedctl.dp.noise import Generator
     from fedctl.strategies import Strategy
 
 History = Sequence[tuple[float, float, int]]
@@ -39,8 +40,10 @@ class Spending:
         }
 
 
-def with_noise(strategy: "Strategy", federation: Federation, rounding: float = 0.0) -> "Strategy":
-    """The strategy over a mean of the round's updates that has the noise which is promised.
+def with_noise(
+    strategy: "Strategy", federation: Federation, generator: "Generator", rounding: float = 0.0
+) -> "Strategy":
+    """The strategy over a mean of the round's updates that has the noise which is promised, from that generator.
 
     An update may be longer than its clip by what `rounding` added, and the noise is for that.
     """
@@ -51,7 +54,8 @@ def with_noise(strategy: "Strategy", federation: Federation, rounding: float = 0
         return strategy
     if rounding and dp.mode == "central":
         dp = replace(dp, clip=dp.clip + rounding)
-    return private(strategy, dp, expected=sampling.expected(federation), is_summed=federation.privacy.is_secure)
+    expected, is_summed = sampling.expected(federation), federation.privacy.is_secure
+    return private(strategy, dp, expected=expected, is_summed=is_summed, generator=generator)
 
 
 def spending(state: RunState, federation: Federation) -> Spending | None:

@@ -148,6 +148,7 @@ def _run_started(state: RunState, event: RunStarted) -> RunState:
         mode=event.mode,
         patience_s=event.patience_s,
         draw=event.draw,
+        masked=event.masked,
         noise=event.noise,
         delta=event.delta,
         budget=event.budget,

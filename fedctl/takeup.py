@@ -32,6 +32,7 @@ def started(run: RunDir, state: RunState, federation: Federation, seen_at: datet
         absent_s=_absent_s(state, seen_at, at),
         patience_s=federation.schedule.patience_s,
         draw=state.draw or secrets.randbits(62),
+        masked=federation.privacy.is_secure,
         noise=dp.mode if dp else "",
         delta=dp.delta if dp else None,
         budget=dp.epsilon if dp else None,

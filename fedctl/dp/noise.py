@@ -1,12 +1,10 @@
 """Noise from a cryptographic generator: uniform, Gaussian and discrete Gaussian numbers.
 
 A `Generator` is AES-256 in counter mode under a key of the operating system's, so that no output tells of another. The
-key is in this process alone, and is never written down.
+key is in this process alone, but for that of a round's noise, which is on the disk until the round is journalled.
 """
 
-import hashlib
 import hmac
-import logging
 import math
 import os
 from typing import Any
@@ -18,42 +16,33 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 Integers = np.ndarray[Any, np.dtype[np.int64]]
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 
-_log = logging.getLogger(__name__)
-
 _CHUNK = 1 << 16  # numbers at once: their words and what is made of them stay in the cache
 MOST = float(1 << 48)
 """The widest discrete Gaussian: whole numbers far in its tails are still exact doubles."""
 
 
 class Generator:
-    """A stream of random numbers, each to be used once; `is_seeded` says that it is no secret, which is for tests."""
+    """A stream of random numbers, each to be used once."""
 
     def __init__(self) -> None:
-        self.is_seeded = False
         self._start(os.urandom(32))
 
     @classmethod
-    def seeded(cls, seed: int) -> "Generator":
-        """A generator that gives the same numbers for the same seed. Noise of it protects nobody, and it says so."""
-        _log.warning(
-            "noise is drawn from seed %d: whoever knows the seed takes it off again, so this is for tests", seed
-        )
+    def of(cls, key: bytes) -> "Generator":
+        """That of a key of 32 bytes, which gives the same numbers again: whoever knows it takes its noise off."""
+        if len(key) != 32:
+            raise ValueError(f"a generator's key has 32 bytes, not {len(key)}")
         generator = cls()
-        generator.is_seeded = True
-        return generator._with(hashlib.sha256(f"fedctl {seed}".encode()).digest())
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """What to write beside that which was made with it."""
-        return {"noise": "seeded"} if self.is_seeded else {}
+        generator._start(key)
+        return generator
 
     def branch(self, name: str) -> "Generator":
         """A generator of its own for this name, from its beginning each time it is asked for."""
-        return self._with(hmac.digest(self._key, name.encode(), "sha256"))
+        return Generator.of(hmac.digest(self._key, name.encode(), "sha256"))
 
     def split(self) -> "Generator":
         """A generator of its own, another each time it is asked for."""
-        return self._with(self._stream.update(bytes(32)))
+        return Generator.of(self._stream.update(bytes(32)))
 
     def uniform(self, count: int) -> Floats:
         """Numbers in (0, 1], each a multiple of 2**-53."""
@@ -117,12 +106,6 @@ class Generator:
 
     def _words(self, count: int) -> Words:
         return np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8")
-
-    def _with(self, key: bytes) -> "Generator":
-        other = Generator()
-        other.is_seeded = self.is_seeded
-        other._start(key)
-        return other
 
     def _start(self, key: bytes) -> None:
         self._key = key

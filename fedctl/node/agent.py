@@ -24,6 +24,7 @@ import pwd
 import re
 import select
 import signal
+import stat
 import struct
 import sys
 import time
@@ -147,8 +148,8 @@ def write_all(descriptor: int, *pieces: bytes) -> None:
 class Slice:
     """A part of a file, as a body that the system sends without passing it through this process."""
 
-    def __init__(self, path: Path, offset: int, limit: int) -> None:
-        self.file = path.open("rb", buffering=0)
+    def __init__(self, file: FileIO, offset: int, limit: int) -> None:
+        self.file = file
         self.whole = os.fstat(self.file.fileno()).st_size
         self.offset = min(max(0, offset), self.whole)
         self.size = min(max(0, limit), self.whole - self.offset)
@@ -235,6 +236,33 @@ def opened(folder: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+def open_own(path: Path, mode: str = "rb", *, below: int = 0, buffering: int = -1) -> Any:
+    """Open a plain file where the user's code may write; raises OSError where it is a link, or is no plain file.
+
+    What a link names was never that code's to open, and this process may open more. Of the folders above the file, the
+    last `below` may not be links either.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        *folders, last = Path(name).parts[-1 - below :]
+        at = os.open(path.parents[below], os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for folder in folders:
+                inner = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
+                os.close(at)
+                at = inner
+            # Nobody opens the other end of a pipe that lies there, so that is not waited for.
+            descriptor = os.open(last, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666, dir_fd=at)
+        finally:
+            os.close(at)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.ELOOP, "not a plain file", name)
+        return descriptor
+
+    return open(path, mode, buffering, opener=opener)
+
+
 def hash_of(content: bytes = b"") -> Any:
     """The running SHA-256 of what has come so far."""
     import hashlib
@@ -293,7 +321,7 @@ def is_at(file: FileIO, path: Path) -> bool:
 def is_held(path: Path) -> bool:
     """True while some process holds the flock of that file."""
     try:
-        with path.open("rb") as file:
+        with open_own(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
@@ -341,9 +369,9 @@ def end_all(held: Callable[[], list[Path]], kill: Callable[[Path], None]) -> Non
 def tail(path: Path, size: int) -> str:
     """The end of a text file, at most `size` bytes of it; empty when there is none."""
     try:
-        with path.open("rb") as file:
+        with open_own(path) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - size))
-            return file.read(size).decode("utf-8", "replace")
+            return str(file.read(size), "utf-8", "replace")
     except OSError:
         return ""
 
@@ -552,7 +580,7 @@ class Blobs:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         while True:
             path = self.part(digest)
-            file = path.open("a+b", buffering=0)
+            file = open_own(path, "a+b", buffering=0)
             with contextlib.suppress(BlockingIOError):  # another agent was faster
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if is_at(file, path):
@@ -568,7 +596,7 @@ class Blobs:
             raise Refused(f"offset {offset} is past the {have} bytes that are here")
         upload = Upload(path, file, 0)
         try:
-            with source.open("rb", buffering=0) as other:
+            with open_own(source, buffering=0) as other:
                 for piece in iter(lambda: other.read(min(CHUNK, offset - upload.size)), b""):
                     upload.append(piece)
         except OSError:
@@ -599,7 +627,8 @@ class Blobs:
 
     def missing(self, digest: str) -> list[list[int]]:
         """The blocks that are not here, as [first, one past the last]; raises FileNotFoundError unless it was split."""
-        here = self.path(digest).with_suffix(".here").read_bytes()
+        with open_own(self.path(digest).with_suffix(".here")) as file:
+            here = file.read()
         return [list(match.span()) for match in re.finditer(rb"\0+", here)]
 
     def put_block(self, digest: str, offset: int, body: bytes) -> Header:
@@ -607,7 +636,7 @@ class Blobs:
         blocks = self.blocks(digest, fcntl.LOCK_SH)
         if blocks is None:
             return self.stat_whole(digest)
-        with blocks as file, self.path(digest).with_suffix(".here").open("r+b") as here:
+        with blocks as file, open_own(self.path(digest).with_suffix(".here"), "r+b") as here:
             size = os.fstat(file.fileno()).st_size
             if offset % BLOCK or not 0 <= offset < size or len(body) != min(BLOCK, size - offset):
                 raise Refused(f"{len(body)} bytes at {offset} are not a block of {size} bytes")
@@ -650,7 +679,7 @@ class Blobs:
         """The file of a blob that was split, locked: nobody writes to it once it is verified. None where it is gone."""
         path = self.path(digest).with_suffix(".blocks")
         try:
-            file = path.open("r+b", buffering=0)
+            file: FileIO = open_own(path, "r+b", buffering=0)
         except FileNotFoundError:
             return None
         fcntl.flock(file, lock)
@@ -670,7 +699,7 @@ class Blobs:
         """Whether a blob is here to the bit; one that was damaged on the disk is removed, so that it comes again."""
         path = self.path(digest)
         try:
-            with path.open("rb", buffering=0) as file:
+            with open_own(path, buffering=0) as file:
                 is_right = sha256(file, os.fstat(file.fileno()).st_size).hexdigest() == digest
                 if not is_right and is_at(file, path):
                     remove(path)
@@ -727,11 +756,20 @@ class Run:
         name = key.replace("/", "-")
         if not FOLDER.match(name) or ".." in name or key_of(name) != key:
             raise Refused(f"not a task key: {key!r}")
-        return self.path / name
+        path = self.path / name
+        if path.is_symlink():
+            raise Refused(f"the folder of {key} is a link")
+        return path
+
+    def check(self) -> None:
+        """Raise Refused where one of its folders is a link: what is done there would be done elsewhere."""
+        for folder in (self.path, self.queue, self.children):
+            if folder.is_symlink():
+                raise Refused(f"{folder} is a link")
 
     def folders(self) -> list[Path]:
         """The folders of all tasks; none where another agent has removed the run."""
-        return sorted(path for path in self.path.glob("*") if FOLDER.match(path.name))
+        return sorted(path for path in self.path.glob("*") if FOLDER.match(path.name) and not path.is_symlink())
 
     def start_worker(
         self, home: Path, spec: Header, confine: Callable[[list[str]], Confined] = lambda argv: (argv, {}, None)
@@ -747,7 +785,7 @@ class Run:
         bundle = home / "bundle" / spec["bundle"]
         paths = [str(bundle / "project"), str(bundle)]
         python = str(Environments(home).python(spec["environment"])) if "environment" in spec else spec["python"]
-        with (self.path / "worker.lock").open("ab") as lock:
+        with open_own(self.path / "worker.lock", "ab", below=1) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -761,7 +799,7 @@ class Run:
             remove(self.path / "worker.pid")
             write_whole(self.path / "worker.json", json.dumps(spec).encode(), durable=False)
             command, words, preexec = confine([python, "-c", f"import sys; sys.path[0:1] = {paths!r}; {code}"])
-            with (self.path / "worker.log").open("ab") as log:
+            with open_own(self.path / "worker.log", "ab", below=1) as log:
                 self.worker = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -811,7 +849,7 @@ class Run:
     def wake(self) -> None:
         """Nudge the worker; it looks by itself now and then, so a missed nudge costs only time."""
         with contextlib.suppress(OSError):
-            fifo = os.open(self.path / "wake", os.O_WRONLY | os.O_NONBLOCK)
+            fifo = os.open(self.path / "wake", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
             with os.fdopen(fifo, "wb", buffering=0) as wake:
                 wake.write(b"!")
 
@@ -828,18 +866,18 @@ class Run:
     def result(self, key: str) -> Header | None:
         """The finished task's result, or None; an empty one, which the coordinator refuses, where it is damaged."""
         try:
-            with (self.folder(key) / "result.json").open("rb") as file:
+            with open_own(self.folder(key) / "result.json", below=2) as file:
                 return parse(file.read(LONGEST_HEADER // 2))
-        except OSError:
-            return None
+        except OSError as error:
+            return {} if error.errno == errno.ELOOP else None
         except ValueError:
             return {}
 
     def miss(self, key: str) -> int:
         """Count that a task left the queue and was not begun; returns how often it did."""
-        with (self.folder(key) / "misses").open("ab", buffering=0) as misses:
+        with open_own(self.folder(key) / "misses", "ab", below=2, buffering=0) as misses:
             misses.write(b".")
-            return misses.tell()
+            return int(misses.tell())
 
     def finish(self, key: str, result: Header) -> None:
         """Give a task its result, for good."""
@@ -849,7 +887,7 @@ class Run:
     def fail(self, key: str, reason: str, *, retryable: bool) -> bool:
         """Give a task that no process works on its result: a failure. False when it has one or is held."""
         folder = self.folder(key)
-        with (folder / "lock").open("ab") as lock:
+        with open_own(folder / "lock", "ab", below=2) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -877,7 +915,7 @@ class Run:
         if not folder.is_dir():
             return
         with contextlib.suppress(OSError):  # a disk that takes nothing keeps nobody from ending it
-            (folder / "cancelled").touch()
+            open_own(folder / "cancelled", "ab", below=2).close()
             self.unqueue(key)
         deadline = time.monotonic() + END_S
         while not self.fail(key, "cancelled", retryable=False) and self.result(key) is None:
@@ -888,8 +926,8 @@ class Run:
 
     def stop(self) -> None:
         """End the worker and everything that it forked; what waits is begun only if it is asked for again."""
-        for entry in self.queue.glob("*"):
-            remove(entry)
+        with contextlib.suppress(OSError):  # gone, or not ours: what is at work ends all the same
+            self.empty_queue()
 
         def kill(lock: Path) -> None:
             kill_holder(lock, self.path / "worker.pid" if lock.name == "worker.lock" else lock)
@@ -899,6 +937,17 @@ class Run:
             if not (folder / "result.json").exists():
                 for name in ("pid", "misses"):  # it was stopped on purpose, so it may be begun again
                     remove(folder / name)
+
+    def empty_queue(self) -> None:
+        """Take everything out of the queue; raises OSError where it is a link."""
+        descriptor = os.open(self.queue, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            with os.scandir(descriptor) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(entry.name, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
 
     def held(self) -> list[Path]:
         """The locks of the processes that are at work: the worker's and its children's."""
@@ -924,7 +973,8 @@ class Run:
 
     def bundle(self) -> str | None:
         try:
-            digest = parse((self.path / "worker.json").read_bytes())["bundle"]
+            with open_own(self.path / "worker.json", below=1) as file:
+                digest = parse(file.read())["bundle"]
         except (OSError, ValueError, KeyError):
             return None
         return digest if DIGEST.match(digest) else None
@@ -1492,12 +1542,13 @@ class Agent:
         run = self.runs.get(identity)
         if run is None or not run.path.is_dir():
             run = self.runs[identity] = Run.claim(self.home, header["run"], identity)
+        run.check()
         return run
 
     def all_runs(self) -> list[Run]:
         """Every run that has a folder here."""
-        paths = (self.home / "runs").glob("*/queue")
-        return [Run(path.parent) for path in sorted(paths) if RUN.match(path.parent.name)]
+        paths = [path.parent for path in sorted((self.home / "runs").glob("*/queue"))]
+        return [Run(path) for path in paths if RUN.match(path.name) and not path.is_symlink()]
 
     def do_hello(self, header: Header) -> Header:
         """What the coordinator should know of this machine; sizes in bytes, `time` in seconds since 1970.
@@ -1643,18 +1694,27 @@ class Agent:
         """A piece of a task's file; the name is one of a few, never a path."""
         if header["name"] not in READABLE:
             raise Refused(f"not a readable file: {header['name']!r}")
-        path = self.run(header).folder(header["key"]) / header["name"]
-        if path.name == "train.log" and path.parent.is_dir() and not path.exists():
-            return {"size": 0}  # the task is here and has said nothing yet
-        body = Slice(path, header["offset"], min(header["limit"], LONGEST_BODY))
-        note = self.note_update if path.name == "update.safetensors" else self.note_log
+        run = self.run(header)
+        path = run.folder(header["key"]) / header["name"]
         try:
+            file = open_own(path, below=2, buffering=0)
+        except FileNotFoundError:
+            if path.name == "train.log" and path.parent.is_dir():
+                return {"size": 0}  # the task is here and has said nothing yet
+            raise
+        note = self.note_update if path.name == "update.safetensors" else self.note_log
+        body = Slice(file, header["offset"], min(header["limit"], LONGEST_BODY))
+        try:
+            self.check_piece(run, header["key"], path.name, body.file)
             if len(body):
                 note(header["identity"], header["key"], body)
         except (OSError, Refused):
             body.file.close()
             raise
         return {"size": body.whole, "body": body}
+
+    def check_piece(self, run: Run, key: str, name: str, file: FileIO) -> None:
+        """Raise Refused where a piece of a task's file may not leave: a guard looks at the very file that is sent."""
 
     def note_log(self, identity: str, key: str, body: Slice) -> None:
         """Write down that a piece of a task's log leaves, which only ever grows."""
@@ -1667,7 +1727,7 @@ class Agent:
         Raises Refused where it is not the one that its result names.
         """
         state = os.fstat(body.file.fileno())
-        is_now = (state.st_ino, state.st_size, state.st_mtime_ns)
+        is_now = (state.st_ino, state.st_size, state.st_ctime_ns)  # which no program can set back
         was, end = self.reads.get((identity, key), ((), 0))
         if was != is_now or body.offset < end:
             run = self.runs[identity]
@@ -1888,7 +1948,9 @@ print(json.dumps({'python': sys.version.split()[0], 'packages': packages}))
             except BrokenPipeError:
                 raise
             except Exception as error:  # whatever is wrong with one task, the others are watched on
-                result = None if run.folder(key).is_dir() else failed(key, f"the task is gone: {error}", retryable=True)
+                folder = run.path / key.replace("/", "-")
+                is_there = folder.is_dir() and not folder.is_symlink()
+                result = None if is_there else failed(key, f"the task is gone: {error}", retryable=True)
             if result is not None:
                 push = {"push": "result", "result": result}
             if push is not None:
@@ -1962,7 +2024,7 @@ print(json.dumps({'python': sys.version.split()[0], 'packages': packages}))
     def push_progress(self, run: Run, key: str, watch: Watch) -> None:
         """Push the newest whole line of what has been written since the last look."""
         try:
-            with (run.folder(key) / "progress.jsonl").open("rb") as file:
+            with open_own(run.folder(key) / "progress.jsonl", below=2) as file:
                 file.seek(watch.offset)
                 fresh = file.read(CHUNK)
         except FileNotFoundError:

@@ -201,6 +201,7 @@ def _commit(request: Request, run: RunDir) -> Committed:
             remembers=strategy.name == own.name,
         )
         journal.append([event])
+        run.noise(event.round).unlink(missing_ok=True)
     return Committed(
         run=run.name, round=event.round, strategy=strategy.name, model=event.model, contributors=event.contributors
     )

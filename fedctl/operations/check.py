@@ -145,7 +145,7 @@ class _Look:
             *findings.reached(first, facts, connection.noise),
             *findings.python(first, environment, stand),
             *findings.room(facts, self._needed(making), making),
-            *owned.enrolment(first, facts, stand),
+            *owned.enrolment(first, facts, stand, self.federation.privacy),
         )
         return {
             node.name: (

@@ -24,6 +24,13 @@ PROMISES: Mapping[str, Callable[[Privacy], bool]] = {
     "clip": lambda privacy: privacy.clip is not None,
 }
 
+WRITTEN = {
+    "secure": "`secure_aggregation`",
+    "central": "noise of `mode: central`",
+    "distributed": "noise of `mode: distributed`",
+    "local": "noise of `mode: local`",
+    "clip": "`privacy: {clip: ...}`",
+}
 _MASKED = "the coordinator sees no single update"
 _MEAN = "the noise is for a mean in which every node counts alike"
 
@@ -131,6 +138,7 @@ COMBINATIONS: tuple[Combination, ...] = (
             "secure": "it would send what each node trains alone, unmasked, to all others",
             "central": "it would send what each node trains alone, without noise, to all others",
             "distributed": "it would send what each node trains alone, unmasked, to all others",
+            "local": "what each node trains alone would cost as much again, and be uncounted",
         },
         hint="leave `compare` out",
     ),
@@ -182,7 +190,8 @@ def check(federation: Federation, strategy: Strategy) -> None:
             for promise, why in combination.refused.items():
                 if PROMISES[promise](privacy):
                     raise ConfigError(
-                        f"{combination.where}: does not go together with `privacy`: {why}", hint=combination.hint
+                        f"{combination.where}: does not go together with {WRITTEN[promise]}: {why}",
+                        hint=combination.hint,
                     )
 
 

@@ -5,15 +5,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedctl.demands import unmet
 from fedctl.federation import Node
 from fedctl.node import agent
 from fedctl.operations.findings import Finding, text
+from fedctl.privacy import Privacy
 from fedctl.replies import REQUIRED
 
 DIGITS = 12
 
 
-def enrolment(node: Node, facts: Mapping[str, Any], stand: Mapping[str, Any]) -> Iterator[Finding]:
+def enrolment(node: Node, facts: Mapping[str, Any], stand: Mapping[str, Any], privacy: Privacy) -> Iterator[Finding]:
     """None for a node that is not enrolled; `stand` is what the agent says of the run's needs."""
     if facts.get("enrolled") is not True:
         return
@@ -22,7 +24,14 @@ def enrolment(node: Node, facts: Mapping[str, Any], stand: Mapping[str, Any]) ->
     note = "" if is_same else f"its agent is of fedctl {text(facts, 'version')}, and speaks the same protocol"
     required = [name.replace("_", " ") for name in REQUIRED if name in (facts.get("required") or [])]
     asks = f", asks for {' and '.join(required)}" if required else ""
-    yield Finding(name="owner", passed=True, value=f"enrolled, identity {text(facts, 'identity')}{asks}", note=note)
+    lacking = unmet(facts, privacy)
+    value = f"enrolled, identity {text(facts, 'identity')}{asks}"
+    if lacking:
+        yield Finding(
+            name="owner", passed=False, value=f"{value}, and fed.yaml promises less", remedy=lacking.hint or ""
+        )
+    else:
+        yield Finding(name="owner", passed=True, value=value, note=note)
     awaited = stand.get("awaited")
     for one in awaited if isinstance(awaited, list) else []:
         match one:

@@ -268,7 +268,7 @@ def test_disk_is_counted_before_more_comes(tmp_path):
     (tmp_path / "deep" / "blob").write_bytes(b"x" * 3 * 2**20)
     (tmp_path / "link").symlink_to("/")
     assert 3 * 2**20 <= used_by(tmp_path) < 4 * 2**20
-    assert full(Limits(disk=2**28), tmp_path, 2**20) is None
-    assert full(Limits(), tmp_path, 2**60) is None
-    assert "allows 256M of disk, of which 3M are used" in full(Limits(disk=2**28), tmp_path, 2**28)
+    assert full(Limits(disk=2**28), used_by(tmp_path), 2**20) is None
+    assert full(Limits(), used_by(tmp_path), 2**60) is None
+    assert "allows 256M of disk, of which 3M are used" in full(Limits(disk=2**28), used_by(tmp_path), 2**28)
     assert used_by(tmp_path / "none") == 0

@@ -19,6 +19,7 @@ from fedctl.connection import Connection
 from fedctl.errors import NodeError
 from fedctl.node.agent import Run
 from fedctl.node.owner.approvals import Approvals
+from fedctl.node.owner.trainings import Trainings
 from fedctl.records import Blob, Result, Task, TaskKey
 from fedctl.transfer import put
 from tests.contract.owned import enroll
@@ -288,8 +289,53 @@ def test_a_disk_that_is_full_by_the_policy_takes_nothing(guarded, tmp_path):
     content = b"\1" * 2**20
     digest = hashlib.sha256(content).hexdigest()
     assert connection.ask("put", content, digest=digest, size=len(content), offset=0)["whole"]
+    with pytest.raises(NodeError, match="is no number of bytes"):
+        connection.ask("split", digest="1" * 64, size=-(10**15))
     with pytest.raises(NodeError, match="256M of disk"):
         connection.ask("split", digest="1" * 64, size=2**28)
+
+
+@pytest.mark.parametrize("name", ["worker.log", "worker.lock"])
+def test_a_link_in_a_runs_folder_leads_nowhere(sent, tmp_path, name):
+    """As code leaves it that may write there, and nowhere else."""
+    connection, blob = sent
+    connection.ask("list", **RUN)
+    target = tmp_path / "authorized_keys"
+    target.write_text("the owner's")
+    (Path(connection.facts["home"]) / "runs" / "one" / name).symlink_to(target)
+    with pytest.raises(NodeError, match="symbolic links"):
+        connection.ask("worker", **RUN, worker=worker(blob, preload=[]))
+    assert target.read_text() == "the owner's"
+
+
+def test_a_link_in_a_tasks_folder_brings_nothing_out(guarded, tmp_path):
+    connection = guarded(f"{OPEN}leave: {{logs: true}}\n")
+    connection.ask("list", **RUN)
+    run = Run(Path(connection.facts["home"]) / "runs" / "one")
+    run.accept(KEY, task())
+    (tmp_path / "secret").write_text("a private key")
+    (run.folder(KEY) / "train.log").symlink_to(tmp_path / "secret")
+    asked = {"name": "train.log", "offset": 0, "limit": 100}
+    with pytest.raises(NodeError, match="symbolic links"):
+        connection.ask("read", **RUN, key=KEY, **asked)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "train.log").write_text("a private key")
+    (run.path / "r0002-alice-a1").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(NodeError, match="is a link"):
+        connection.ask("read", **RUN, key="r0002/alice/a1", **asked)
+
+
+def test_what_was_spent_counts_though_its_result_was_never_asked_for(guarded, tmp_path):
+    connection = guarded(f"{OPEN}differential_privacy: {{modes: [local], epsilon: 8.0}}\n")
+    connection.ask("list", **RUN)
+    run = Run(Path(connection.facts["home"]) / "runs" / "one")
+    run.accept(KEY, task())
+    trainings = Trainings(tmp_path / "owner" / "trainings")
+    trainings.begin("aaaa", KEY, run.folder(KEY), is_private=True)
+    meter = {"noise": 1.0, "rate": 0.5, "steps": 100.0, "epsilon": 7.0, "delta": 1e-5}
+    run.finish(KEY, {**Result(key=TaskKey.parse(KEY)).to_json(), "privacy": meter})
+    connection.ask("remove", **RUN, digests=[])
+    assert trainings.spent() == [[1.0, 0.5, 100.0]]
 
 
 def test_outside_of_the_owners_hours_a_task_waits(guarded, tmp_path):

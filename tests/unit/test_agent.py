@@ -354,17 +354,19 @@ class TestSlice:
     )
     def test_a_part_of_a_file_goes_down_a_pipe_or_into_whatever_else(self, path, tmp_path, offset, limit):
         source, sink = os.pipe()
-        part = agent.Slice(path, offset, limit)
+        part = agent.Slice(agent.open_own(path, buffering=0), offset, limit)
         part.write_to(sink)
         os.close(sink)
         with os.fdopen(source, "rb") as pipe, (tmp_path / "append").open("ab") as file:
             assert pipe.read() == DATA[max(0, offset) :][: max(0, limit)]
-            agent.Slice(path, offset, limit).write_to(file.fileno())  # sendfile refuses a file that is appended to
+            agent.Slice(agent.open_own(path, buffering=0), offset, limit).write_to(
+                file.fileno()
+            )  # sendfile refuses a file that is appended to
         assert (tmp_path / "append").read_bytes() == DATA[max(0, offset) :][: max(0, limit)]
         assert len(part) == part.size
 
     def test_a_file_that_became_shorter_is_an_error_and_nothing_that_was_not_in_it_is_sent(self, path, tmp_path):
-        part = agent.Slice(path, 0, len(DATA))
+        part = agent.Slice(agent.open_own(path, buffering=0), 0, len(DATA))
         os.truncate(path, 100)
         source, sink = os.pipe()
         with pytest.raises(OSError, match="shorter"):

@@ -8,7 +8,7 @@ from fedctl.errors import ConfigError
 from fedctl.federation import Codecs, Federation, Named, Schedule
 from fedctl.operations import combinations
 from fedctl.operations.algorithm import build_algorithm
-from fedctl.operations.combinations import COMBINATIONS, PROMISES, SUMS
+from fedctl.operations.combinations import COMBINATIONS, PROMISES, SUMS, WRITTEN
 from fedctl.privacy import AdaptiveClip, DifferentialPrivacy, Privacy, SecureAggregation
 from fedctl.share import Share
 from tests.unit.test_algorithm import FEDERATION
@@ -79,7 +79,7 @@ def test_a_cell_of_the_table_holds(one, begins, promise):
     with pytest.raises(ConfigError) as error:
         build_algorithm(given)
     assert str(error.value) in {
-        f"{one.where}: does not go together with `privacy`: {one.refused[other]}" for other in refused
+        f"{one.where}: does not go together with {WRITTEN[other]}: {one.refused[other]}" for other in refused
     }
     assert error.value.hint == one.hint
 
@@ -91,7 +91,7 @@ def test_strategies_over_a_mean_go_with_masks_and_noise_and_no_others(name, prom
     if name in SUMS:
         build_algorithm(given)
         return
-    with pytest.raises(ConfigError, match="strategy: does not go together with `privacy`"):
+    with pytest.raises(ConfigError, match="strategy: does not go together with "):
         build_algorithm(given)
 
 

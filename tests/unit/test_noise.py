@@ -1,6 +1,5 @@
-"""Noise: of the distribution that it should be, another each time, and the same for the same seed."""
+"""Noise: of the distribution that it should be, another each time, and the same for the same key."""
 
-import logging
 import math
 
 import numpy as np
@@ -13,9 +12,8 @@ MANY = 400_000
 
 
 @pytest.fixture
-def generator(caplog):
-    with caplog.at_level(logging.CRITICAL):
-        yield Generator.seeded(11)
+def generator():
+    return Generator.of(bytes([11]) * 32)
 
 
 def normal(x: float) -> float:
@@ -83,13 +81,13 @@ def test_a_branch_says_the_same_each_time():
     assert not np.array_equal(one.branch("a").uniform(5), one.branch("b").uniform(5))
 
 
-def test_a_seeded_generator_repeats_itself_and_says_that_it_protects_nobody(caplog):
-    one, other = Generator.seeded(3), Generator.seeded(3)
+def test_a_generator_of_a_key_repeats_itself():
+    one, other = Generator.of(b"k" * 32), Generator.of(b"k" * 32)
     assert np.array_equal(one.gaussian(9, 1.0), other.gaussian(9, 1.0))
-    assert "protects" in str(Generator.seeded.__doc__)
-    assert "whoever knows the seed takes it off again" in caplog.text
-    assert one.split().metadata == one.branch("a").metadata == {"noise": "seeded"}
-    assert Generator().metadata == {}
+    assert np.array_equal(one.split().uniform(9), other.split().uniform(9))
+    assert not np.array_equal(Generator.of(b"l" * 32).uniform(9), Generator.of(b"k" * 32).uniform(9))
+    with pytest.raises(ValueError, match="has 32 bytes, not 5"):
+        Generator.of(b"short")
 
 
 def test_the_words_are_those_of_aes_in_counter_mode(monkeypatch):

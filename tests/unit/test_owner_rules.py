@@ -246,7 +246,7 @@ def test_updates_leave_masked_where_the_owner_asks_for_it(site):
 
 
 def test_noise_is_of_a_mode_that_the_owner_allows(site):
-    policy = site.policy._replace(differential_privacy=DifferentialPrivacy())
+    policy = site.policy._replace(differential_privacy=DifferentialPrivacy(epsilon=8.0))
 
     def privacy(mode, *, masks=True):
         noise = Noise(mode=mode, noise=1.0, clip=0.1)
@@ -259,7 +259,7 @@ def test_noise_is_of_a_mode_that_the_owner_allows(site):
     assert "the task has mode central" in site.refusal(policy, privacy=privacy("central"))
     assert "hides in masked sums alone" in site.refusal(policy, privacy=privacy("distributed", masks=False))
     assert "the task has mode distributed" in site.refusal(policy, letter="s", privacy=privacy("distributed"))
-    central = site.policy._replace(differential_privacy=DifferentialPrivacy(modes=("central",)))
+    central = site.policy._replace(differential_privacy=DifferentialPrivacy(epsilon=8.0, modes=("central",)))
     assert site.refusal(central, privacy=privacy("central", masks=False)) is None
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fedctl.node.agent import Run
+from fedctl.node.agent import Refused, Run
 from fedctl.node.owner.trainings import Trainings
 
 KEYS = [f"r{number:04d}/alice/a1" for number in range(1, 21)]
@@ -38,6 +38,20 @@ def test_a_training_counts_once_however_often_and_by_whomever_it_is_begun(tmp_pa
     assert trainings.count("aaaa", "another") == len(KEYS)
     assert trainings.count("aaaa", KEYS[0]) == len(KEYS) - 1
     assert trainings.count("bbbb", KEYS[0]) == len(KEYS)
+
+
+def test_no_more_are_begun_than_the_owner_allows_however_many_ask_at_once(tmp_path, run):
+    def begin_one(key):
+        try:
+            return Trainings(tmp_path / "trainings").begin("aaaa", key, run.folder(key), is_private=False, most=3)
+        except Refused as refusal:
+            return str(refusal)
+
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(begin_one, KEYS))
+    assert said.count(None) == 3
+    assert said.count("the owner of this node allows 3 trainings in all, and no more are left") == len(KEYS) - 3
+    assert begin_one(KEYS[said.index(None)]) is None, "it is counted already"
 
 
 def test_a_line_that_a_loss_of_power_cut_off_costs_itself_alone(trainings, run):

@@ -65,7 +65,7 @@ def test_what_is_not_said_is_closed(tmp_path):
     assert (terms.code, terms.environments, terms.data.paths, terms.commands) == ("approve", "approve", (), ())
     assert not terms.leave.logs
     assert terms.required == []
-    assert read(tmp_path, "differential_privacy: {}").required == ["differential_privacy"]
+    assert read(tmp_path, "differential_privacy: {epsilon: 8.0}").required == ["differential_privacy"]
     assert read(tmp_path, "limits: {gpus: none}\nleave: {metrics: none}").limits.gpus == ()
     assert read(tmp_path, "limits: {gpus: all}\nleave: {metrics: all}").limits.gpus is None
     assert read(tmp_path, "days: sat-mon").days == (0, 5, 6)
@@ -90,9 +90,13 @@ def test_what_is_not_said_is_closed(tmp_path):
         ("secure_aggregation: {least: 1}", "secure_aggregation/least: should be a whole number from 2, not 1: the sum"),
         ("secure_aggregation: {least: true}", "should be a whole number from 2, not true"),
         ("secure_aggregation:", "secure_aggregation: should be a mapping with required or least, not empty"),
-        ("differential_privacy: {modes: [centrl]}", "modes/0: should be central, distributed or local"),
+        ("differential_privacy: {epsilon: 8.0, modes: [centrl]}", "modes/0: should be central, distributed or local"),
+        ("differential_privacy: {modes: [local]}", "differential_privacy: needs `epsilon`: without"),
         ("differential_privacy: {epsilon: 0}", "epsilon: should be a number over 0, not 0"),
-        ("differential_privacy: {delta: 1.0}", "delta: should be a number between 0 and 1, such as 1.0e-5, not 1.0"),
+        (
+            "differential_privacy: {epsilon: 8.0, delta: 1.0}",
+            "delta: should be a number between 0 and 1, such as 1.0e-5, not 1.0",
+        ),
         ("differential_privacy: {delta: 1e-5}", "policy.yaml:1: `1e-5` is not the same to all readers: write it such"),
         ("rounds: 0", "rounds: should be a whole number from 1, not 0"),
         ("rounds: 2.5", "rounds: should be a whole number from 1, not 2.5"),

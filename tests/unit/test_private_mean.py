@@ -180,7 +180,7 @@ def test_more_than_one_sum_is_refused():
 def test_strategies_of_a_mean_step_on_it(name, caplog):
     start, rounds = model(), []
     for seed in (1, 1, 2):
-        rule = private(build(Named(name=name)), dp(noise=0.1), expected=2, generator=Generator.seeded(seed))
+        rule = private(build(Named(name=name)), dp(noise=0.1), expected=2, generator=Generator.of(bytes([seed]) * 32))
         rounds.append(rule.aggregate(start, contributions(update(1), update(2)), {}).model)
     assert all(torch.equal(rounds[0][name], rounds[1][name]) for name in start)
     assert any(not torch.equal(rounds[0][name], rounds[2][name]) for name in start)
@@ -200,7 +200,9 @@ def test_the_clip_finds_the_quantile_of_the_norms_and_lives_in_the_memory(caplog
     caplog.set_level(logging.CRITICAL)
     start = {"a": torch.zeros(64)}
     updates = contributions(*({"a": torch.full((64,), length / 8)} for length in range(1, 41)))  # norms of 1 to 40
-    rule = private(FEDAVG, dp(clip=0.1, noise=0.5, adaptive=AdaptiveClip()), expected=40, generator=Generator.seeded(5))
+    rule = private(
+        FEDAVG, dp(clip=0.1, noise=0.5, adaptive=AdaptiveClip()), expected=40, generator=Generator.of(bytes([5]) * 32)
+    )
     memory: dict[str, torch.Tensor] = {}
     for _ in range(100):
         memory = {name: tensor.clone() for name, tensor in rule.aggregate(start, updates, memory).memory.items()}

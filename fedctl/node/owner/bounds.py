@@ -13,12 +13,15 @@ if TYPE_CHECKING:
 
     from fedctl.node.agent import Header
     from fedctl.node.owner.approvals import Approvals
+    from fedctl.node.owner.place import Place
     from fedctl.node.owner.terms import Policy
 
 MOST_NAMES = 100
 LONGEST_NAME = 200
 MOST_SLOTS = 64
 LONGEST_IDLE_S = 3600.0
+UNMEASURED = 2**26
+"""Bytes that may come over one connection before the disk is measured anew: others bring theirs."""
 
 
 def forbid(why: Optional[str]) -> None:
@@ -69,6 +72,21 @@ def worker(policy: Policy, approvals: Approvals, spec: Header, folder: Path) -> 
     }
 
 
+def words(policy: Policy, place: Place, spent: List[List[float]]) -> Header:
+    """What a worker has to keep to, where the trainings before it have `spent` so much."""
+    terms = policy.differential_privacy
+    return {
+        "identity": str(place.identity) if place.identity.exists() else None,
+        "peers": str(place.peers) if place.peers.exists() else None,
+        "least": policy.secure_aggregation.least,
+        "required": policy.required,
+        "epsilon": None if terms is None else terms.epsilon,
+        "delta": 1e-5 if terms is None else terms.delta,
+        "spent": spent,
+        "network": policy.network,
+    }
+
+
 def awaiting(kind: str, digest: str) -> Header:
     """The answer to what waits for the owner: the run goes on without this node, and asks again."""
     why = f"its owner has not approved this {kind} yet: ask them to run `fedctl node approve {digest[:12]}` there"
@@ -76,19 +94,22 @@ def awaiting(kind: str, digest: str) -> Header:
 
 
 class Room:
-    """The disk that a key's home may take. It is measured anew only where what came since could be too much."""
+    """The disk that a key's home may take. It is measured anew where what came since could be too much."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.used: Optional[int] = None
         self.came = 0
 
-    def take(self, policy: Policy, coming: int) -> None:
-        """See that so many bytes more may come."""
+    def take(self, policy: Policy, coming: int, *, is_announced: bool = False) -> None:
+        """See that so many bytes more may come; of those that are but announced, none is here yet."""
+        if coming < 0:
+            raise Refused(f"{coming} is no number of bytes")
         most = policy.limits.disk
         if most is None:
             return
-        self.came += coming
-        if self.used is None or self.used + self.came > most:
-            self.used, self.came = confinement.used_by(self.home), coming
-            forbid(confinement.full(policy.limits, self.home, coming))
+        came = self.came + coming
+        if is_announced or self.used is None or came >= UNMEASURED or self.used + came > most:
+            self.used, self.came = confinement.used_by(self.home), 0
+            forbid(confinement.full(policy.limits, self.used, coming))
+        self.came += 0 if is_announced else coming

@@ -128,12 +128,9 @@ def _trouble(attempt: Callable[[], None]) -> str:
     return trouble
 
 
-def full(limits: Limits, home: Path, coming: int = 0) -> Optional[str]:
-    """Why so many bytes more may not come into a folder; None where they may."""
-    if limits.disk is None:
-        return None
-    used = used_by(home)
-    if used + coming <= limits.disk:
+def full(limits: Limits, used: int, coming: int = 0) -> Optional[str]:
+    """Why so many bytes more may not come where so many are used; None where they may."""
+    if limits.disk is None or used + coming <= limits.disk:
         return None
     return (
         f"the owner of this node allows {size(limits.disk)} of disk, of which {used // 2**20}M are used: remove what "

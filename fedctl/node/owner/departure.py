@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import struct
+from io import FileIO
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Set
 
-from fedctl.node.agent import parse
+from fedctl.node.agent import open_own, parse
 from fedctl.node.owner.terms import Policy, matches
 
 LONGEST_HEADER = 2**24
@@ -31,10 +32,19 @@ _OWN_WORDS = re.compile(
 """What fedctl itself says of a task, with no word of the code's."""
 
 
-def leaving(policy: Policy, result: Mapping[str, Any], update: Optional[Path]) -> Optional[str]:
+def leaving(policy: Policy, result: Mapping[str, Any], update: Path) -> Optional[str]:
     """Why an update's file may not leave; None where it may, or there is none. `result` is that of its task."""
-    if update is None:
+    try:
+        with open_own(update, below=2, buffering=0) as file:
+            return file_leaving(policy, result, file)
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        return f"the update cannot be judged: {error.strerror}"
+
+
+def file_leaving(policy: Policy, result: Mapping[str, Any], update: FileIO) -> Optional[str]:
+    """The same of a file that is open, so that what is judged is what is sent."""
     try:
         names = names_in(update)
     except (OSError, ValueError) as error:
@@ -54,18 +64,17 @@ def leaving(policy: Policy, result: Mapping[str, Any], update: Optional[Path]) -
     return f"the owner of this node does not let tensor {strange[0]!r:.200} leave" if strange else None
 
 
-def names_in(path: Path) -> Set[str]:
+def names_in(file: FileIO) -> Set[str]:
     """The names of the tensors of a safetensors file, those of a tensor's parts as its own.
 
     Raises ValueError for another file, and where the tensors do not take up all of the file: a gap could hold anything.
     """
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        first = file.read(8)
-        (length,) = struct.unpack("<Q", first) if len(first) == 8 else (0,)
-        if not 2 <= length <= min(LONGEST_HEADER, size - 8):
-            raise ValueError("it is no safetensors file")
-        entries = parse(file.read(length))
+    size = os.fstat(file.fileno()).st_size
+    first = os.pread(file.fileno(), 8, 0)
+    (length,) = struct.unpack("<Q", first) if len(first) == 8 else (0,)
+    if not 2 <= length <= min(LONGEST_HEADER, size - 8):
+        raise ValueError("it is no safetensors file")
+    entries = parse(os.pread(file.fileno(), length, 8))
     entries.pop("__metadata__", None)
     try:
         spans = sorted(tuple(entry["data_offsets"]) for entry in entries.values())

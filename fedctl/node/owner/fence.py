@@ -78,9 +78,17 @@ def around(python: str, home: Path, data: Iterable[str], *others: str) -> Fence:
 
 
 def _of_python(python: str) -> List[str]:
-    """The folders of a Python, and of the one that a virtual environment was made of; nothing beside them."""
-    prefixes = {Path(python).parent.parent, Path(os.path.realpath(python)).parent.parent}
-    return sorted(str(prefix / part) for prefix in prefixes for part in OF_A_PYTHON)
+    """The folders of a Python, and of the one that a virtual environment was made of; nothing beside them.
+
+    A name in `~/.local/bin` tells nothing of where its Python is: `~/.local` has much else.
+    """
+    named, program = Path(python).parent.parent, Path(os.path.realpath(python))
+    found = [named / part for part in OF_A_PYTHON if (named / "pyvenv.cfg").is_file()]
+    if program.parent.parent in (Path.home(), Path.home() / ".local"):
+        found += [program, *program.parent.parent.glob("lib/*python3*")]
+    else:
+        found += [program.parent.parent / part for part in OF_A_PYTHON]
+    return sorted(map(str, found))
 
 
 def landlock() -> int:

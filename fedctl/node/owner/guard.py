@@ -23,6 +23,7 @@ from fedctl.node.owner.trainings import Trainings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from io import FileIO
     from pathlib import Path
     from typing import Callable, List, Optional
 
@@ -64,9 +65,7 @@ class Guard(Agent):
 
     def look(self) -> None:
         if self.is_revoked:
-            raise SystemExit(
-                1
-            )  # on this machine `revoke` ends the process, on others that share the folder nobody does
+            raise SystemExit(1)  # `revoke` ends this machine's processes, not those of others that share the folder
         super().look()
 
     def operation(self, name: object) -> Callable[[Header], Header | None]:
@@ -159,7 +158,7 @@ class Guard(Agent):
         return super().do_put(header)
 
     def do_split(self, header: Header) -> Header:
-        self.room.take(self.policy, int(header["size"]))
+        self.room.take(self.policy, int(header["size"]), is_announced=True)
         return super().do_split(header)
 
     def do_unpack(self, header: Header) -> Header:
@@ -231,26 +230,17 @@ class Guard(Agent):
             done = self.trainings.count(header["identity"], key)
             forbid(rules.refusal(self.policy, task, bundle=bundle, folder=run.path, trainings=done))
             self.room.take(self.policy, 0)
-        if key.rpartition("/")[2][:1] in "asf":
-            is_private = self.policy.differential_privacy is not None and bool(task.get("privacy"))
-            busy = self.trainings.begin(header["identity"], key, folder, is_private=is_private)
-            if busy:
-                return {"declined": {"may": False, "why": busy, "seconds": 0.0}}
-        return super().do_start({**header, "task": task, "worker": worker})
+        header = {**header, "task": task, "worker": worker}
+        if key.rpartition("/")[2][:1] not in "asf":
+            return super().do_start(header)
+        is_private = self.policy.differential_privacy is not None and bool(task.get("privacy"))
+        with self.trainings.turn():
+            busy = self.trainings.begin(header["identity"], key, folder, is_private=is_private, most=self.policy.rounds)
+            return {"declined": {"may": False, "why": busy, "seconds": 0.0}} if busy else super().do_start(header)
 
     def owners_words(self, task: Header) -> Header | None:  # noqa: ARG002  the words are the same for all
         """What the worker has to keep to, as the owner's policy says it."""
-        terms = self.policy.differential_privacy
-        return {
-            "identity": str(self.place.identity) if self.place.identity.exists() else None,
-            "peers": str(self.place.peers) if self.place.peers.exists() else None,
-            "least": self.policy.secure_aggregation.least,
-            "required": self.policy.required,
-            "epsilon": None if terms is None else terms.epsilon,
-            "delta": 1e-5 if terms is None else terms.delta,
-            "spent": self.trainings.spent(),
-            "network": self.policy.network,
-        }
+        return bounds.words(self.policy, self.place, self.trainings.spent())
 
     def start_worker(self, run: Run, spec: Header) -> bool:
         """Start one by what is approved now, and within the policy's limits, or not at all."""
@@ -267,7 +257,7 @@ class Guard(Agent):
     def confine(self, command: List[str]) -> Confined:
         terms, own = self.policy, None
         if terms.files == "own":
-            own = fence.around(command[0], self.home, terms.data.paths, str(self.place.folder), *terms.commands)
+            own = fence.around(command[0], self.home, terms.data.paths, *self.place.shown, *terms.commands)
         confined = confinement.confined(command, terms.limits, terms.network, own)
         return confined.command, confined.environment, confined.prepare
 
@@ -276,8 +266,7 @@ class Guard(Agent):
     def outgoing(self, run: Run, key: str, result: Header) -> Header:
         """A result without what may not leave; where its update may not, a failure that says so."""
         result = departure.allowed_words(self.policy, result)
-        update = run.folder(key) / "update.safetensors"
-        why = departure.leaving(self.policy, result, update if update.exists() else None)
+        why = departure.leaving(self.policy, result, run.folder(key) / "update.safetensors")
         if why and result.get("error") is None:
             return agent.failed(key, why, retryable=False)
         self.trainings.note(run.owner()[0], key, result.get("privacy"))
@@ -288,10 +277,20 @@ class Guard(Agent):
 
     def do_read(self, header: Header) -> Header:
         forbid(departure.may_read(self.policy, header["name"]))
-        run, key = self.run(header), header["key"]
-        if header["name"] == "update.safetensors":
-            result, update = run.result(key), run.folder(key) / header["name"]
+        return super().do_read(header)
+
+    def check_piece(self, run: Run, key: str, name: str, file: FileIO) -> None:
+        if name == "update.safetensors":
+            result = run.result(key)
             if result is None:
                 raise Refused(f"{key} has not ended yet")
-            forbid(departure.leaving(self.policy, result, update))
-        return super().do_read(header)
+            forbid(departure.file_leaving(self.policy, result, file))
+            self.trainings.note(run.owner()[0], key, result.get("privacy"))
+
+    def do_remove(self, header: Header) -> None:
+        self.trainings.note_all([self.run(header)])
+        super().do_remove(header)
+
+    def do_remove_all(self, header: Header) -> None:
+        self.trainings.note_all(self.all_runs())
+        super().do_remove_all(header)

@@ -51,6 +51,11 @@ class Place:
         """This account's."""
         return cls(Path(os.environ.get("FEDCTL_NODE_HOME") or "~/.fedctl-node").expanduser().absolute())
 
+    @property
+    def shown(self) -> List[str]:
+        """What trainings read there, for secure aggregation, and no more."""
+        return [str(path) for path in (self.identity, self.identity.with_suffix(".pub"), self.peers)]
+
     def make(self) -> None:
         """Make the folder, and close it to others also where it is there already."""
         for folder in (self.folder, self.keys, self.lines):

@@ -7,16 +7,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 from fedctl.node.owner.errors import CONFIGURATION, OwnerError
 from fedctl.node.owner.strictyaml import LONGEST, Node, YamlError, read
-from fedctl.node.owner.terms import (
-    MODES,
-    Data,
-    DifferentialPrivacy,
-    Leave,
-    Limits,
-    Policy,
-    SecureAggregation,
-    Tensors,
-)
+from fedctl.node.owner.terms import MODES, Data, DifferentialPrivacy, Leave, Limits, Policy, SecureAggregation, Tensors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -115,11 +106,14 @@ class _Reader:
         return tuple(found)
 
 
-def _made(kind: Callable[..., Any], readers: Mapping[str, Read]) -> Read:
-    """A section whose keys are the fields of `kind`; where it is wrong, the defaults stand in until that is told."""
+def _made(kind: Callable[..., Any], readers: Mapping[str, Read], needed: str = "") -> Read:
+    """A section whose keys are the fields of `kind`, one of which may be `needed`; None once something is wrong."""
 
     def made(reader: _Reader, node: Node, place: str) -> Any:
-        return kind(**(reader.section(node, place, readers) or {}))
+        found = reader.section(node, place, readers)
+        if needed and found is not None and needed not in node.value:
+            reader.wrong(node.line, place, f"needs `{needed}`: without, it promises nothing")
+        return None if reader.mistakes else kind(**(found or {}))
 
     return made
 
@@ -281,6 +275,7 @@ _POLICY: Mapping[str, Read] = {
             "epsilon": _number(0, 1e6, "a number over 0"),
             "delta": _number(0, 1, "a number between 0 and 1, such as 1.0e-5"),
         },
+        needed="epsilon",
     ),
     "rounds": _count(1),
     "hours": _hours,

@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional
 from fedctl.node.agent import FOLDER, Refused, rest_until
 from fedctl.node.owner import arguments
 from fedctl.node.owner.terms import Policy
+from fedctl.node.owner.trainings import no_more
 
 PRELOAD = ("torch", "pytorch_lightning", "lightning.pytorch")
 """What a worker may import before its tasks."""
@@ -93,8 +94,7 @@ def refusal(policy: Policy, task: Mapping[str, Any], *, bundle: Path, folder: Pa
 
 def _exhausted(policy: Policy, letter: str, trainings: int) -> Optional[str]:
     if policy.rounds is not None and letter in (*HANDED_IN, "f") and trainings >= policy.rounds:
-        several = "s" if policy.rounds > 1 else ""
-        return f"the owner of this node allows {policy.rounds} training{several} in all, and no more are left"
+        return no_more(policy.rounds)
     return None
 
 

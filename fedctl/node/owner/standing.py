@@ -81,8 +81,9 @@ def lines(found: Dict[str, Any]) -> Iterator[str]:
     yield from below("pinned", [f"{name} {pinned}" for name, pinned in found["peers"].items()])
     yield f"trainings  {found['trainings']}"
     if found["epsilon"]["spent"] is not None or found["epsilon"]["allowed"] is not None:
-        spent, allowed = found["epsilon"]["spent"] or 0.0, found["epsilon"]["allowed"]
-        yield f"epsilon    {spent:.3g} spent{'' if allowed is None else f' of {allowed:g}'}"
+        spent, allowed = found["epsilon"]["spent"], found["epsilon"]["allowed"]
+        told = "none told yet" if spent is None else f"{spent:.3g}, the largest that one training told"
+        yield f"epsilon    {told}{'' if allowed is None else f'; all together may spend {allowed:g}'}"
     head = found["ledger"]["head"]
     yield f"ledger     {head['n'] if head else 0} entries{', ' + head['hash'][:DIGITS] if head else ''}"
     if found["ledger"]["trouble"]:

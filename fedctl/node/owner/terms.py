@@ -46,10 +46,10 @@ class SecureAggregation(NamedTuple):
 
 
 class DifferentialPrivacy(NamedTuple):
-    """Trainings have to be with noise of one of these `modes`; all together spend at most `epsilon` (None: any)."""
+    """Trainings have to be with noise of one of these `modes`; all together spend at most `epsilon`."""
 
+    epsilon: float
     modes: Tuple[str, ...] = ("distributed", "local")
-    epsilon: Optional[float] = None
     delta: float = 1e-5
 
 

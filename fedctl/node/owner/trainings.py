@@ -1,7 +1,7 @@
 """Every training that this node was asked for, and what those with noise have spent: the owner's own count.
 
 A line of JSON each, in the owner's folder; whoever writes holds the file's lock. Two trainings that count against one ε
-never run at the same time: neither would know what the other spends.
+never begin while the other is at work: neither would know what the other spends.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import fcntl
 import json
 from pathlib import Path
 
-from fedctl.node.agent import Run, is_held, parse
+from fedctl.node.agent import LONGEST_HEADER, Refused, Run, is_held, key_of, open_own, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Iterator, List, Optional, TextIO, Tuple
+    from typing import Dict, Iterable, Iterator, List, Optional, TextIO, Tuple
 
     Place = Tuple[str, str]
 
@@ -43,8 +43,8 @@ class Training:
     def cost(self) -> Optional[List[float]]:
         """What it has spent, also where its result has not left yet."""
         if self.spent is None:
-            with contextlib.suppress(OSError, ValueError):
-                return spent_of(parse((self.folder / "result.json").read_bytes()).get("privacy"))
+            with contextlib.suppress(OSError, ValueError), open_own(self.folder / "result.json", below=2) as file:
+                return spent_of(parse(file.read(LONGEST_HEADER)).get("privacy"))
         return self.spent
 
 
@@ -59,14 +59,28 @@ class Trainings:
         with self.locked() as file:
             return len(self.read(file).keys() - {(identity, key)})
 
-    def begin(self, identity: str, key: str, folder: Path, *, is_private: bool) -> Optional[str]:
-        """Count a training, once; where it has to wait for another, nothing is counted, and the reason is returned."""
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """From `begin` until the training is in its queue, and so at work, no other one is begun."""
+        with self.path.with_name(f"{self.path.name}.turn").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def begin(
+        self, identity: str, key: str, folder: Path, *, is_private: bool, most: Optional[int] = None
+    ) -> Optional[str]:
+        """Count a training, once; where it has to wait for another, nothing is counted, and the reason is returned.
+
+        Raises Refused where there are `most` already.
+        """
         with self.locked() as file:
             known = self.read(file)
             others = [training for place, training in known.items() if place != (identity, key)]
             if is_private and any(other.is_private and other.is_at_work for other in others):
                 return "another training that counts against the same ε is at work there"
             if (identity, key) not in known:
+                if most is not None and len(known) >= most:
+                    raise Refused(no_more(most))
                 self.append(file, identity, key, {"folder": str(folder), "is_private": is_private})
         return None
 
@@ -80,8 +94,15 @@ class Trainings:
                     epsilon = privacy.get("epsilon")
                     self.append(file, identity, key, {"spent": spent, "epsilon": epsilon})
 
+    def note_all(self, runs: Iterable[Run]) -> None:
+        """The same of all trainings of runs whose results are to be removed."""
+        for run in runs:
+            for folder in run.folders():
+                key = key_of(folder.name)
+                self.note(run.owner()[0], key, (run.result(key) or {}).get("privacy"))
+
     def epsilon(self) -> Optional[float]:
-        """What all trainings with noise have spent together, as the last of them told it; None where there was none."""
+        """The largest ε that a training told as it left, with what it knew of others; None where none told one."""
         with self.locked() as file:
             told = [training.epsilon for training in self.read(file).values() if training.epsilon is not None]
         return max(told, default=None)
@@ -115,6 +136,12 @@ class Trainings:
     def append(self, file: TextIO, identity: str, key: str, more: Dict[str, object]) -> None:
         file.write(f"\n{json.dumps({'identity': identity, 'key': key, **more})}")
         file.flush()
+
+
+def no_more(most: int) -> str:
+    """Why a training is refused that is one too many."""
+    several = "s" if most > 1 else ""
+    return f"the owner of this node allows {most} training{several} in all, and no more are left"
 
 
 def spent_of(privacy: object) -> Optional[List[float]]:

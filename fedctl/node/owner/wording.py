@@ -83,8 +83,8 @@ def _private(terms: DifferentialPrivacy | None) -> List[str]:
     if terms is None:
         return ["Updates may leave without noise."]
     places = " or ".join(_PLACES[mode] for mode in terms.modes)
-    spent = "" if terms.epsilon is None else f"; all trainings together spend at most ε = {terms.epsilon:g}"
-    return [f"Noise is added {places}{spent} (δ = {terms.delta:g})."]
+    spent = f"all trainings together spend at most ε = {terms.epsilon:g}"
+    return [f"Noise is added {places}; {spent} (δ = {terms.delta:g})."]
 
 
 def _when(policy: Policy) -> List[str]:

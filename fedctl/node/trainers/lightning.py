@@ -109,13 +109,19 @@ def _train(task: Task, models: Mapping[str, Path], folder: Path, report: Report,
             optimizers=session.optimizers,
         )
         keep.save(folder, left)
+    if is_masked and session.counted.telemetry.was_cut:
+        raise ConfigError(
+            "secure aggregation: a training that was cut short is not masked, for others may have been too"
+        )
+    spent = session.private.result if session.private else {}
     if is_masked:  # how many examples and steps, and what the loss was, would tell of the node alone
+        update, metered = masking.masked(task, handing, folder, session.counted.telemetry.examples, spent)
         return Result(
             key=task.key,
-            update=masking.masked(task, handing, folder, session.counted.telemetry.examples),
+            update=update,
             tensors=tuple(sorted(name for name, spec in handing.expected.items() if spec.is_floating)),
             fresh=keep.is_asked(task) and keep.is_missed(task, kept),
-            privacy=session.private.result if session.private else {},
+            privacy=metered,
             seconds=session.seconds,
             accelerator=accelerator(session.counted.trainer),
         )
@@ -127,7 +133,7 @@ def _train(task: Task, models: Mapping[str, Path], folder: Path, report: Report,
         steps=session.counted.trainer.global_step,
         partial=session.counted.telemetry.was_cut,
         fresh=keep.is_asked(task) and keep.is_missed(task, kept),
-        privacy=session.private.result if session.private else {},
+        privacy=spent,
         seconds=session.seconds,
         accelerator=accelerator(session.counted.trainer),
     )

@@ -26,6 +26,7 @@ from fedctl.masked import VECTOR, Layout
 from fedctl.node import keep
 from fedctl.node.agent import Run, beside, remove, write_whole
 from fedctl.node.bounds import Bounds
+from fedctl.node.trainers import budget
 from fedctl.node.trainers.handing import Handing
 from fedctl.privacy import Privacy
 from fedctl.records import Blob, Result, Task, TaskKey
@@ -77,8 +78,12 @@ def _answer(task: Task, book: "Book") -> dict[str, object]:
 
 
 def prepare(task: Task, folder: Path) -> None:
-    """Take what the neighbours shared, before the training; raises ConfigError where the round is not in order."""
+    """Take what the neighbours shared, before the training.
+
+    Raises ConfigError where the round is not in order, or the update's noise would spend more than the owner allows.
+    """
     book = Book.of(task, folder)
+    budget.noise_of_update(task, book.bounds)
     try:
         with book.held():
             book.write(node.receive(book.secrets(), Inbox.from_json(task.message.get("inbox"))))
@@ -96,11 +101,17 @@ def earlier(task: Task, folder: Path) -> Result | None:
     for name in (keep.STATE, keep.OPTIMIZERS):
         with contextlib.suppress(FileNotFoundError, FileExistsError):
             (folder / name).hardlink_to(before / name)
-    return Result(key=task.key, update=book.hand_out(folder), tensors=tuple(told["tensors"]))
+    update = book.hand_out(folder)
+    return Result(key=task.key, update=update, tensors=tuple(told["tensors"]), privacy=told["privacy"])
 
 
-def masked(task: Task, handing: Handing, folder: Path, examples: int) -> Blob:
-    """Write the training's update as a masked row; the same file is handed out whenever it is asked for again."""
+def masked(
+    task: Task, handing: Handing, folder: Path, examples: int, spent: Mapping[str, float]
+) -> tuple[Blob, Mapping[str, float]]:
+    """Write the training's update as a masked row; the same file is handed out whenever it is asked for again.
+
+    With what its noise spends: what the training has `spent`, or the row itself does by distributed noise.
+    """
     privacy = Privacy.from_json(task.privacy)
     book = Book.of(task, folder)
     try:
@@ -108,14 +119,16 @@ def masked(task: Task, handing: Handing, folder: Path, examples: int) -> Blob:
             secrets = book.secrets()
             cohort = _cohort(secrets)
             layout = layout_of(task, handing.expected, cohort)
+            spent = budget.noise_of_update(task, book.bounds) or spent
             row = _row(handing, privacy, layout, cohort, examples)
             secrets = node.mask(secrets, row, terms_of(task, Run(folder.parent).bundle() or ""))
             save(book.masked, {VECTOR: torch.from_numpy(row)})
-            write_whole(book.told, json.dumps({"task": str(task.key), "tensors": layout.names}).encode())
+            told = {"task": str(task.key), "tensors": layout.names, "privacy": dict(spent)}
+            write_whole(book.told, json.dumps(told).encode())
             book.write(secrets)
     except ValueError as error:
         raise ConfigError(f"secure aggregation: {error}") from error
-    return book.hand_out(folder)
+    return book.hand_out(folder), spent
 
 
 def _cohort(secrets: Secrets) -> Cohort:
@@ -126,7 +139,8 @@ def _cohort(secrets: Secrets) -> Cohort:
 
 def layout_of(task: Task, spec: Mapping[str, TensorSpec], cohort: Cohort) -> Layout:
     """The layout of a round's rows, as far as the coordinator has a say in it; raises ValueError."""
-    secure = Privacy.from_json(task.privacy).secure_aggregation
+    privacy = Privacy.from_json(task.privacy)
+    secure = privacy.secure_aggregation
     if secure is None:
         raise AssertionError("asked to mask what is not")
     ranges = task.message.get("ranges")
@@ -135,6 +149,10 @@ def layout_of(task: Task, spec: Mapping[str, TensorSpec], cohort: Cohort) -> Lay
     most = min(secure.examples, a_count(task.message.get("most"), "most"))
     if most < 1:
         raise ValueError("an update counts for one example at least")
+    if privacy.is_counted_by_node and most != 1:
+        raise ValueError("every update counts alike where the guarantee is about whole nodes")
+    if privacy.mode == "distributed" and ranges is not None:
+        raise ValueError("the noise is for one range, and this has one for each tensor")
     return Layout(spec=spec, cohort=len(cohort.adverts), range=secure.range, most=most, ranges=ranges)
 
 

@@ -19,17 +19,15 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
 
-from fedctl.dp.accounting import Step, epsilon, is_within
+from fedctl.dp.accounting import Step
 from fedctl.dp.noise import Generator
 from fedctl.errors import ConfigError
 from fedctl.node.bounds import Bounds
 from fedctl.node.rules.gradients import refuse_lbfgs
+from fedctl.node.trainers import budget
 from fedctl.node.trainers.demands import check_data, check_module, check_rule, check_trainer
 from fedctl.privacy import DifferentialPrivacy
 from fedctl.records import Task
-
-HISTORY = "history"
-"""What of a task's `privacy` says how much its node has spent in this run: noise, rate and steps of each training."""
 
 
 class DpSgd:
@@ -49,15 +47,12 @@ class DpSgd:
     def of(cls, task: Task, dp: DifferentialPrivacy, folder: Path) -> "DpSgd":
         """That of the task in a folder; raises ConfigError where it follows a rule that would go around the noise."""
         check_rule(task.local.get("name"))
-        history = [(float(noise), float(rate), int(steps)) for noise, rate, steps in task.privacy.get(HISTORY, ())]
-        return cls(dp, history, Bounds.of(folder))
+        return cls(dp, budget.history_of(task), Bounds.of(folder))
 
     @property
     def result(self) -> dict[str, float]:
         """What `Result.privacy` says of the training, with the epsilon of all of the node's in this run."""
-        noise, rate, steps = now = self._step(self.steps)
-        so_far = epsilon([*self._history, now], self.dp.delta)
-        return {"noise": noise, "rate": rate, "steps": steps, "epsilon": so_far, "delta": self.dp.delta}
+        return budget.metered(self.dp, self._history, (self.dp.noise, self.batches.rate, self.steps))
 
     def draw(self, data: Any) -> None:
         """Have the data module's training examples drawn by chance: each by itself, for each batch anew."""
@@ -139,23 +134,9 @@ class DpSgd:
 
     def check_budget(self, planned: float) -> None:
         """Raises ConfigError where so many more steps would spend more than may be spent."""
-        budgets = (
-            ("the federation's budget", self.dp.epsilon, self.dp.delta, self._history),
-            ("the node's owner", self._bounds.epsilon, self._bounds.delta or self.dp.delta, self._bounds.spent),
-        )
-        for whose, allowed, delta, history in budgets:
-            if allowed is None:
-                continue
-            if not math.isfinite(planned) or planned < 0:
-                raise ConfigError(
-                    f"{whose} allows an epsilon of {allowed:g}, and this has no end: give max_epochs or max_steps"
-                )
-            after = [*history, self._step(self.steps + int(planned))]
-            if not is_within(allowed, after, delta):
-                raise ConfigError(
-                    f"this training would bring the node's epsilon from {epsilon(history, delta):.3g} to "
-                    f"{epsilon(after, delta):.3g} at delta {delta:g}, and {whose} allows {allowed:g}"
-                )
+        step = (self.dp.noise, self.batches.rate)
+        more = self.steps + planned if planned >= 0 else math.inf
+        budget.check(self.dp, self._history, self._bounds, step, more)
 
     def restore(self, module: Any, start: Mapping[str, Tensor]) -> None:
         """Put back all of a trained module that no step with noise has made."""
@@ -164,9 +145,6 @@ class DpSgd:
         with torch.no_grad():
             for name in state.keys() - trained:
                 state[name].copy_(start[name])
-
-    def _step(self, steps: int) -> Step:
-        return (self.dp.noise, self.batches.rate, steps)
 
 
 class Batches:
