@@ -58,7 +58,8 @@ def test_a_tensor_leaves_by_its_name_also_where_codecs_made_parts_of_it(update, 
 @pytest.mark.parametrize("codec", [("zstd",), ("delta", "int4", "zstd")])
 def test_a_stream_is_judged_by_what_it_stands_for(update, codec):
     packed = update(codec=codec)
-    assert names_in(open_own(packed, buffering=0)) == {"packed"}
+    with open_own(packed, buffering=0) as file:
+        assert names_in(file) == {"packed"}
     assert "does not let tensor 'head.weight' leave" in leaving(NO_HEAD, result(tensors=tuple(MODEL)), packed)
     assert leaving(NO_HEAD, result(tensors=("body.weight",)), packed) is None
     assert "does not say which tensors" in leaving(NO_HEAD, result(), packed)
