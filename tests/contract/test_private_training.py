@@ -323,10 +323,10 @@ def test_a_training_that_would_overdraw_the_federations_budget_is_refused_before
 
 
 def test_the_owner_of_a_node_has_a_budget_of_all_runs(train):
-    owner = {"epsilon": epsilon([(0.5, 1.0, 1), (1.0, 0.2, 10)], 1e-6), "delta": 1e-6}
-    train(owner={**owner, "spent": [[0.5, 1.0, 1]]})
+    owner = {"epsilon": epsilon([(0.5, 0.5, 2), (1.0, 0.2, 10)], 1e-6), "delta": 1e-6}
+    train(owner={**owner, "spent": [[0.5, 0.5, 2]]})
     with pytest.raises(ConfigError, match="the node's owner allows"):
-        train(owner={**owner, "spent": [[0.5, 1.0, 1], [1.0, 0.2, 1]]})
+        train(owner={**owner, "spent": [[0.5, 0.5, 2], [1.0, 0.2, 1]]})
 
 
 def test_a_budget_and_a_training_without_end_do_not_go_together(train):

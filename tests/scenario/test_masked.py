@@ -65,9 +65,9 @@ class MaskedWorld(World):
         moved = {name: base[name] for name in base.spec} | {"w": base["w"] + way(task.key.node, task.key.round)}
         update = Outgoing(pipeline=Pipeline(), tensors=moved, base=base)
         handing = Handing(update=update, expected=base.spec, beside={}, waiting={})
-        blob = masking.masked(task, handing, folder, examples(task.key.node))
+        blob, spent = masking.masked(task, handing, folder, examples(task.key.node), {})
         row = (folder / "update.safetensors").read_bytes()
-        return Work(Result(key=task.key, update=blob, tensors=("w",)), self.now, row)
+        return Work(Result(key=task.key, update=blob, tensors=("w",), privacy=spent), self.now, row)
 
 
 def way(node: str, round: int) -> torch.Tensor:

@@ -128,3 +128,12 @@ def test_the_plan_opens_a_round_with_whoever_was_drawn_and_wants_them_all():
     story.resumed(draw=77)
     again = [action for action in plan(story.state, given, story.now) if isinstance(action, OpenRound)]
     assert again == [opening], "a resume draws the same"
+
+
+def test_where_chance_is_counted_a_node_is_drawn_as_often_when_others_are_away():
+    given, here = central(200, 0.1), names(5)
+    assert sampling.is_counted(given)
+    cohorts = [sampling.drawn(given, number, 9, here) for number in range(2000)]
+    share = sum("n0000" in cohort for cohort in cohorts) / 2000
+    assert share == pytest.approx(0.1, abs=5 * math.sqrt(0.1 * 0.9 / 2000))
+    assert () in cohorts, "then the round waits"

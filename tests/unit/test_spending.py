@@ -181,3 +181,12 @@ def test_a_models_file_says_what_was_promised():
     story.closed(1)
     said = story.spent().metadata
     assert said == {"privacy": "central", "noise": "2", "epsilon": f"{story.spent().epsilon:.6g}", "delta": "1e-05"}
+
+
+def test_a_training_that_came_too_late_has_been_spent_all_the_same():
+    story = Noisy(described(replace(DP, mode="local")))
+    story.opened(1)
+    story.trained(1, "alice", privacy=metered(1.0, 20))
+    story.aggregate(1, "alice")
+    story.trained(1, "bob", privacy=metered(0.8, 20))
+    assert story.state.nodes["bob"].spent == ((0.8, 0.1, 20),)
