@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -179,13 +180,19 @@ def test_a_training_reaches_nobody(site, network):
 def test_a_training_opens_what_is_its_own_alone(site, is_fenced):
     own = f"list {site.home / 'rows'}"
     assert site.do("r0007/alice/a1", reach=own).error is None
-    not_own = [f"read {__file__}", f"write {__file__}", f"list {Path.home()}", f"read /proc/{os.getpid()}/environ"]
-    for number, reach in enumerate(not_own, 8):
-        result = site.do(f"r{number:04d}/alice/a1", reach=reach)
-        if is_fenced:
-            assert "PermissionError: [Errno 13] Permission denied" in result.error, reach
-        else:
-            assert result.error is None
+    with tempfile.NamedTemporaryFile(dir=Path.home()) as other:  # below /tmp everything is open
+        not_own = [
+            f"read {other.name}",
+            f"write {other.name}",
+            f"list {Path.home()}",
+            f"read /proc/{os.getpid()}/environ",
+        ]
+        for number, reach in enumerate(not_own, 8):
+            result = site.do(f"r{number:04d}/alice/a1", reach=reach)
+            if is_fenced:
+                assert "PermissionError: [Errno 13] Permission denied" in result.error, reach
+            else:
+                assert result.error is None
 
 
 def test_nobody_climbs_over_the_fence(tmp_path, is_fenced):
