@@ -32,8 +32,11 @@ def next_attempt(answer: Answer | None, attempts: int) -> int | None:
 def left_s(state: RunState, federation: Federation, since: datetime, now: datetime) -> float | None:
     """Seconds to a deadline that counts from `since`, None without one; a resume gives some more."""
     deadline_s = federation.schedule.deadline_s
-    if deadline_s is None:
-        return None
+    return None if deadline_s is None else left_of(deadline_s, state, since, now)
+
+
+def left_of(deadline_s: float, state: RunState, since: datetime, now: datetime) -> float:
+    """Seconds that are left of so many from `since` on; a resume gives some more."""
     left = deadline_s - (now - since).total_seconds()
     if state.resumed_at is None:
         return left

@@ -65,19 +65,19 @@ def close_round(
         for name, update in state.open.updates.items()
         if name in contributors
     }
+    remembered = memory if remembers and memory.exists() else None
     rounding = 0.0
     if state.open.secure:
         mean, counted, rounding = unmask(run, number, state.open.steps, federation)
         updates = {"mean": (mean, counted)}
     if privacy.is_counted_by_node:
-        remembered = memory if remembers and memory.exists() else None
         strategy = with_noise(strategy, federation, _noise(run, state.open, contributors, remembered), rounding)
     spent = spending(state, federation)
     promise = spent.metadata if spent else {}
     closed = aggregate_round(
         model=run.round_model(number - 1),
         updates=updates,
-        memory=memory if remembers and memory.exists() else None,
+        memory=remembered,
         strategy=strategy,
         model_out=made,
         memory_out=run.memory(number),

@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import lru_cache
 
 from fedctl.actions import Action, Aggregate, CloseStep, GiveUp, Hold
-from fedctl.asking import GRACE_S, few, in_time, is_awaited, left_s, tasks
+from fedctl.asking import few, in_time, is_awaited, left_of, left_s, tasks
 from fedctl.federation import Federation
 from fedctl.privacy import SecureAggregation
 from fedctl.records import MEMORY, Blob, Kind
@@ -100,10 +100,7 @@ def _patience_s(state: RunState, opened: RoundState, federation: Federation, now
     """Seconds that are left for one of the other steps; a resume gives some more."""
     secure = federation.privacy.secure_aggregation
     patience_s = secure.patience_s if secure else 0.0
-    left = patience_s - (now - (opened.step_at or opened.opened_at)).total_seconds()
-    if state.resumed_at is None:
-        return left
-    return max(left, min(GRACE_S, patience_s) - (now - state.resumed_at).total_seconds())
+    return left_of(patience_s, state, opened.step_at or opened.opened_at, now)
 
 
 def _models(state: RunState) -> dict[str, Blob]:
