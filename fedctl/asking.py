@@ -9,13 +9,20 @@ from datetime import datetime
 from fedctl import fleet
 from fedctl.actions import Action, Aggregate, Cancel, GiveUp, Hold, Perform
 from fedctl.federation import Federation
-from fedctl.records import DIFFERENCE, NEWEST, REST, Blob, Kind, TaskKey
+from fedctl.records import DIFFERENCE, MEMORY, NEWEST, REST, Blob, Kind, TaskKey
 from fedctl.runstate import Answer, Failed, RoundState, RunState
 
 PARTIAL = 0.9
 """The share of a deadline after which a node hands in what it has done; the rest is for the way."""
 GRACE_S = 60.0
 """A resume gives this long at least, so that what nodes finished without a coordinator is taken."""
+
+
+def base_of(state: RunState) -> dict[str, Blob]:
+    """What a training begins from: the newest model, and what its strategy sends beside it."""
+    if state.model is None:
+        raise AssertionError("planned before the first model was built")
+    return {"base": state.model, **({MEMORY: state.memory} if state.memory else {})}
 
 
 def next_attempt(answer: Answer | None, attempts: int) -> int | None:

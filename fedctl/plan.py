@@ -9,10 +9,10 @@ from datetime import datetime, timedelta
 
 from fedctl import buffered, fleet, sampling, secure
 from fedctl.actions import Action, Cancel, Finish, GiveUp, OpenRound, Perform, Prepare, WidenRound
-from fedctl.asking import close, few, in_time, is_awaited, left_s, next_attempt, tasks, too_few
+from fedctl.asking import base_of, close, few, in_time, is_awaited, left_s, next_attempt, tasks, too_few
 from fedctl.events import UNNEEDED
 from fedctl.federation import Federation
-from fedctl.records import COORDINATOR, MEMORY, Blob, Kind, TaskKey
+from fedctl.records import COORDINATOR, Blob, Kind, TaskKey
 from fedctl.state import Failed, Received, RoundState, RunState
 
 
@@ -99,7 +99,7 @@ def _round(state: RunState, opened: RoundState, federation: Federation, now: dat
     quorum = fleet.quorum(federation)
     left = left_s(state, federation, opened.opened_at + timedelta(seconds=opened.absent_s), now)
     late, seconds = left is not None and left <= 0, in_time(federation, left)
-    base = {"base": _model(state), **({MEMORY: state.memory} if state.memory else {})}
+    base = base_of(state)
     asked = tasks(state, federation, "train", opened.number, base, late=late, nodes=opened.nodes, seconds=seconds)
     if asked or (not late and is_awaited(state, opened.answers, opened.nodes, federation, now)):
         return asked

@@ -9,10 +9,10 @@ from datetime import datetime
 from functools import lru_cache
 
 from fedctl.actions import Action, Aggregate, CloseStep, GiveUp, Hold
-from fedctl.asking import few, in_time, is_awaited, left_of, left_s, tasks
+from fedctl.asking import base_of, few, in_time, is_awaited, left_of, left_s, tasks
 from fedctl.federation import Federation
 from fedctl.privacy import SecureAggregation
-from fedctl.records import MEMORY, Blob, Kind
+from fedctl.records import Kind
 from fedctl.runstate import Failed, Received, RoundState, RunState, Said
 from fedctl.sampling import LEAST_MASKED
 from fedctl.secagg.graph import COMPLETE, degree_for, fewest, threshold_for
@@ -35,7 +35,7 @@ def go_on(state: RunState, opened: RoundState, federation: Federation, now: date
             federation,
             step,
             opened.number,
-            _models(state) if step == "train" else {},
+            base_of(state) if step == "train" else {},
             late=late,
             nodes=names,
             seconds=in_time(federation, _left_s(state, opened, federation, now)) if step == "train" else None,
@@ -101,12 +101,6 @@ def _patience_s(state: RunState, opened: RoundState, federation: Federation, now
     secure = federation.privacy.secure_aggregation
     patience_s = secure.patience_s if secure else 0.0
     return left_of(patience_s, state, opened.step_at or opened.opened_at, now)
-
-
-def _models(state: RunState) -> dict[str, Blob]:
-    if state.model is None:
-        raise AssertionError("planned before the first model was built")
-    return {"base": state.model, **({MEMORY: state.memory} if state.memory else {})}
 
 
 def _too_few(state: RunState, opened: RoundState, step: Kind, have: int, least: int) -> GiveUp:
