@@ -130,4 +130,4 @@ def test_after_stop_and_clean_nothing_is_left(finished):
     assert finished.processes() == []
     assert not (finished.folder / "runs").exists()
     left = {path.name.partition("-")[0] for path in finished.home.rglob("*") if path.is_file()}
-    assert left <= {"agent", "blobs.lock"}  # these belong to the machine, not to a run
+    assert left <= {"agent", "blobs.lock", "ledger.jsonl"}  # these belong to the machine, not to a run

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fedctl.federation import Named
 from fedctl.operations.aggregate import Request, aggregate
 from fedctl.strategies import build
 from fedctl.weights import Weights
+from tests.bed.processes import wait_until
 from tests.e2e.conftest import Place
 
 FEDERATION = """
@@ -34,6 +36,7 @@ nodes:
 """
 MODEL = """
 import os
+import time
 
 import pytorch_lightning as pl
 import torch
@@ -50,6 +53,8 @@ class Net(pl.LightningModule):
         data = self.trainer.datamodule
         if data.site == data.dies:
             os.kill(os.getpid(), 9)
+        while index == 1 and data.gate and not os.path.exists(data.gate):
+            time.sleep(0.05)
         loss = cross_entropy(self.head(self.norm(self.body(batch[0]))), batch[1])
         self.log("train_loss", loss)
         return loss
@@ -63,9 +68,9 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 class Rows(pl.LightningDataModule):
-    def __init__(self, site, dies=None):
+    def __init__(self, site, dies=None, gate=None):
         super().__init__()
-        self.site, self.dies = site, dies
+        self.site, self.dies, self.gate = site, dies, gate
         rows = torch.randn(100 + 150 * site, 4, generator=torch.Generator().manual_seed(site))
         self.rows = TensorDataset(rows, (rows[:, site] > 0).long())
 
@@ -122,17 +127,26 @@ def place(make_place) -> Place:
 
 @pytest.fixture(scope="module")
 def killed(place) -> Place:
-    """With the run `killed`, whose coordinator dies in every step of its first round."""
+    """With the run `killed`, whose coordinator dies in every step of its first round.
+
+    No training goes on before the coordinator has heard of one.
+    """
+    gate = place.folder / "gate"
+    given_first = given(SECURE, f"task.data_args.gate={gate}")
     for step in STEPS:
-        way = ("launch", "--run", "killed", *given(SECURE)) if step == "keys" else ("launch", "--resume", "killed")
-        died = subprocess.run(
+        way = ("launch", "--run", "killed", *given_first) if step == "keys" else ("launch", "--resume", "killed")
+        dying = subprocess.Popen(
             [sys.executable, "-c", DYING, f"r0001/{step}", *way],
             cwd=place.folder,
             env=place.environment,
-            capture_output=True,
-            timeout=120,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
-        assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+        if step == "train":
+            wait_until(lambda: trainings(place, "killed"), "no training was heard of", seconds=60)
+            gate.touch()
+        _, said = dying.communicate(timeout=120)
+        assert dying.returncode == -signal.SIGKILL, said.decode()
         answer = "UpdateReceived" if step == "train" else "MessageReceived"
         assert answer in [event["event"] for event in place.events("killed")[-2:]], "a task may have begun meanwhile"
     place.fedctl("launch", "--resume", "killed")
@@ -141,6 +155,13 @@ def killed(place) -> Place:
 
 def given(*settings: str) -> list[str]:
     return [part for setting in settings for part in ("--set", setting)]
+
+
+def trainings(place: Place, run: str) -> list[dict[str, Any]]:
+    """What was told of the run's trainings while they went on."""
+    path = place.folder / "runs" / run / "metrics.jsonl"
+    samples = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+    return [sample for sample in samples if sample.get("phase") == "training"]
 
 
 def refused(place: Place, kind: type[FedctlError], *sources: str, **more) -> FedctlError:
@@ -220,14 +241,9 @@ def test_the_coordinator_keeps_nothing_that_tells_of_a_single_node(killed):
     folder = killed.folder / "runs/killed"
     for event in answers(killed, "killed", "UpdateReceived"):
         assert (event["examples"], event["steps"], event["metrics"]) == (0, 0, {})
-    trainings = [
-        sample
-        for line in (folder / "metrics.jsonl").read_text().splitlines()
-        if (sample := json.loads(line)).get("phase") == "training"
-    ]
-    assert trainings
-    assert {sample["steps"] for sample in trainings} == {10}, "the number of batches would tell that of examples"
-    assert not any(sample["metrics"] for sample in trainings)
+    samples = trainings(killed, "killed")
+    assert {sample["steps"] for sample in samples} == {10}, "the number of batches would tell that of examples"
+    assert not any(sample["metrics"] for sample in samples)
     base = in_a_row(model(killed, "plain", 0))
     for node in NODES:
         way = in_a_row(Weights.open(path_of(killed, "plain", f"0001/updates/{node}.safetensors"))) - base

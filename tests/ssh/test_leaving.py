@@ -59,12 +59,12 @@ def read_until(process, text: str) -> None:
 
 
 def files_on_nodes(place) -> list[str]:
-    """What stands below the folders that are fedctl's, but for the agent and Python's own copy of it."""
+    """What stands below the folders that are fedctl's, but for what is the machine's: its ledger, and the agent."""
     return [
         str(path.relative_to(server.home))
         for server in place.bed.nodes.values()
         for path in server.fedctl_home.rglob("*")
-        if path.is_file() and not path.name.startswith("agent-")
+        if path.is_file() and not path.name.startswith("agent-") and path.name != "ledger.jsonl"
     ]
 
 
