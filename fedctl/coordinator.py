@@ -22,6 +22,7 @@ from fedctl.events import (
     Event,
     ModelInitialized,
     NodeReady,
+    RoundAbandoned,
     RoundAggregated,
     RunFailed,
     TaskFailed,
@@ -193,7 +194,9 @@ class Coordinator:
         return TaskFailed(at=self._clock(), task=key, reason=reason, retryable=False)
 
     def _land(self, action: Action, event: Event) -> None:
-        self._inbox.put(event)
+        is_cancelled = isinstance(event, TaskFailed) and f"cancel/{action.key}" in self._in_flight
+        if not is_cancelled:  # else the cancelling says that it failed, and for what
+            self._inbox.put(event)
         self._inbox.put(_Landed(action.key))
 
     def _drain(self) -> list[Event]:
@@ -237,7 +240,7 @@ class Coordinator:
             case TaskFailed(task=key) if event.detail:
                 with self._run.log(key.node).open("a", encoding="utf-8") as log:
                     log.write(f"==> {key} <==\n{event.detail.rstrip()}\n")
-            case RoundAggregated(round=number):
+            case RoundAggregated(round=number) | RoundAbandoned(round=number):
                 self._run.noise(number).unlink(missing_ok=True)
                 self._release()
             case _:

@@ -8,7 +8,7 @@ carried into the next.
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from fedctl.events import RoundAggregated, RoundOpened, RoundWidened, StepClosed
+from fedctl.events import RoundAbandoned, RoundAggregated, RoundOpened, RoundWidened, StepClosed
 from fedctl.records import TaskKey
 from fedctl.runstate import Failed, NodeState, Pending, Received, RoundReport, RoundState, RunState
 
@@ -89,6 +89,27 @@ def round_aggregated(state: RunState, event: RoundAggregated) -> RunState:
         carried=_carried(opened, event.contributors) if goes_on else {},
         history=(*state.history, report),
     )
+
+
+def round_abandoned(state: RunState, event: RoundAbandoned) -> RunState:
+    """A round of which the model has nothing."""
+    if state.model is None or not state.is_open(event.round):
+        return state
+    nothing = RoundAggregated(
+        at=event.at,
+        round=event.round,
+        model=state.model,
+        contributors=(),
+        memory=state.memory,
+        epsilon=event.epsilon,
+        epsilon_next=event.epsilon_next,
+    )
+    closed = round_aggregated(state, nothing)
+    *before, report = closed.history
+    closed = replace(closed, history=(*before, replace(report, failed=event.nodes)))
+    for name in event.nodes:
+        closed = closed.with_node(name, barred=True, error=event.reason)
+    return closed
 
 
 def _pending(state: RunState, closed: RoundState) -> dict[str, Pending]:

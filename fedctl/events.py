@@ -236,6 +236,21 @@ class RoundAggregated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RoundAbandoned:
+    """The masks of a round's sum did not come off: the model stays as it was, and the run goes on without these nodes.
+
+    Its noise counts as spent: whoever holds back a secret of the round may know its sum.
+    """
+
+    at: datetime
+    round: int
+    nodes: tuple[str, ...]
+    reason: str
+    epsilon: float | None = None
+    epsilon_next: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished:
     """All rounds are done; or no more can be, for the `reason`."""
 
@@ -268,6 +283,7 @@ Event = (
     | ModelEvaluated
     | RoundHeld
     | RoundAggregated
+    | RoundAbandoned
     | RunFinished
     | RunFailed
 )

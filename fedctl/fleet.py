@@ -88,12 +88,16 @@ def drawn(federation: Federation, round: int, among: Iterable[str]) -> list[str]
     return [name for name in order if name in there]
 
 
+def _is_here(node: NodeState, federation: Federation, now: datetime) -> bool:
+    return not node.barred and (node.status == "ready" or is_expected(node, federation, now))
+
+
 def cohort(federation: Federation, round: int, state: RunState, now: datetime) -> tuple[str, ...]:
     """The nodes of a round, in the order of names: of those that are here or waited for, as many as are to be asked.
 
     Fewer than the quorum where there are no more; those that rest are asked before the quorum is missed.
     """
-    here = [name for name, node in state.nodes.items() if node.status == "ready" or is_expected(node, federation, now)]
+    here = [name for name, node in state.nodes.items() if _is_here(node, federation, now)]
     if sampling.is_by_coin(federation):
         return sampling.drawn(federation, round, state.draw, here)
     asked = math.ceil(wanted(federation) * federation.schedule.overprovision - 1e-9)

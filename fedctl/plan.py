@@ -89,7 +89,7 @@ def _opening(state: RunState, federation: Federation, now: datetime) -> list[Act
         away = list(sampling.drawn(federation, number, state.draw, away))
     if len(nodes) + len(away) >= quorum:
         return []
-    others = [f"{node.name}: {node.error}" for node in state.nodes.values() if node.status == "lost"]
+    others = [f"{node.name}: {node.error}" for node in state.nodes.values() if node.status == "lost" or node.barred]
     return [GiveUp(reason=f"round {number} needs {quorum} nodes, and {len(nodes)} can be had ({few(others)})")]
 
 

@@ -91,7 +91,7 @@ def layout_of(run: RunDir, number: int, steps: Steps, federation: Federation) ->
     secure, by_node = _secure(federation), federation.privacy.is_counted_by_node
     nodes = len(steps["keys"])
     most = 1 if by_node else secure.examples
-    if not federation.codec.up or number == 1:
+    if not federation.codec.up or not run.mean(number - 1).exists():  # there is none of a round that was abandoned
         return _layout(run.path, number, nodes, secure.range, most, federation.share, is_narrow=False)
     if not by_node:
         from fedctl.header import read_header

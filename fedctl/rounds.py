@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fedctl.codecs.pipeline import Pipeline, seed_of_model
 from fedctl.durable import copy_atomically, digest, write_atomically
 from fedctl.errors import ModelError
-from fedctl.events import RoundAggregated
+from fedctl.events import RoundAbandoned, RoundAggregated
 from fedctl.federation import Federation
 from fedctl.measures import global_scores
 from fedctl.relay import unmask
@@ -26,6 +26,7 @@ from fedctl.strategies import Strategy, uses_controls
 if TYPE_CHECKING:
     from fedctl.aggregation import Late
     from fedctl.dp.noise import Generator
+    from fedctl.secagg.unmasking import NotEnough
 
 
 def close_round(
@@ -39,8 +40,10 @@ def close_round(
     down: Pipeline,
     at: Callable[[], datetime],
     remembers: bool = True,
-) -> RoundAggregated:
+) -> RoundAggregated | RoundAbandoned:
     """Aggregate the open round's updates into its model and publish that as the run's newest; idempotent.
+
+    Where what nodes reveal does not take the masks off, the round is abandoned: its model is the one before.
 
     The `federation` says what of the model is shared, and what of the updates the coordinator may learn. By `down` the
     model travels to the nodes. Unless it `remembers`, the strategy has no use for what the one before left: it is
@@ -68,7 +71,12 @@ def close_round(
     remembered = memory if remembers and memory.exists() else None
     rounding = 0.0
     if state.open.secure:
-        mean, counted, rounding = unmask(run, number, state.open.steps, federation)
+        from fedctl.secagg.unmasking import NotEnough
+
+        try:
+            mean, counted, rounding = unmask(run, number, state.open.steps, federation)
+        except NotEnough as short:
+            return _abandoned(run, state, federation, short, number, at)
         updates = {"mean": (mean, counted)}
     if privacy.is_counted_by_node:
         strategy = with_noise(strategy, federation, _noise(run, state.open, contributors, remembered), rounding)
@@ -116,6 +124,30 @@ def close_round(
         contributors=tuple(contributors),
         memory=closed.memory if uses_controls(strategy) else None,
         difference=difference,
+        epsilon=spent.epsilon if spent else None,
+        epsilon_next=spent.epsilon_next if spent else None,
+    )
+
+
+def _abandoned(
+    run: RunDir,
+    state: RunState,
+    federation: Federation,
+    short: "NotEnough",
+    number: int,
+    at: Callable[[], datetime],
+) -> RoundAbandoned:
+    """What the next round begins from, and the strategy goes on with, is what this one did."""
+    for of in (run.memory, run.residual, run.round_model):
+        if of(number - 1).exists():
+            copy_atomically(of(number - 1), of(number))
+    run.sync(run.round_model(number))
+    spent = spending(state, federation)
+    return RoundAbandoned(
+        at=at(),
+        round=number,
+        nodes=short.nodes,
+        reason=short.message,
         epsilon=spent.epsilon if spent else None,
         epsilon_next=spent.epsilon_next if spent else None,
     )

@@ -61,8 +61,8 @@ def with_noise(
 def spending(state: RunState, federation: Federation) -> Spending | None:
     """With the open round; None where no noise is promised.
 
-    A round counts as soon as its model is made, whoever stayed away from it: the noise is for the nodes that were
-    expected. Noise that nodes add to their own gradients is counted node by node, and the most of any is told.
+    A round counts as soon as its model is made or given up, whoever stayed away from it: the noise is for the nodes
+    that were expected. Noise that nodes add to their own gradients is counted node by node: the most of any is told.
     """
     dp = federation.privacy.differential_privacy
     if dp is None:

@@ -18,6 +18,7 @@ from fedctl.events import (
     NodeDeclined,
     NodeLost,
     NodeReady,
+    RoundAbandoned,
     RoundAggregated,
     RoundHeld,
     RoundOpened,
@@ -108,6 +109,8 @@ def apply(state: RunState, event: Event) -> RunState:
             return replace(state, status="held") if state.is_open(event.round) else state
         case RoundAggregated():
             return cycle.round_aggregated(state, event)
+        case RoundAbandoned():
+            return cycle.round_abandoned(state, event)
         case RunFinished():
             return replace(state, status="finished", reason=event.reason or None, ended_at=event.at)
         case RunFailed():
@@ -134,7 +137,14 @@ def _run_started(state: RunState, event: RunStarted) -> RunState:
     gave_up = state.status == "failed"
     known = {name: state.nodes.get(name, NodeState(name=name)) for name in event.nodes}
     nodes = {
-        name: replace(node, status="new", task=state.left_over(node), ready_at=None, trouble_at=None)
+        name: replace(
+            node,
+            status="new",
+            task=state.left_over(node),
+            ready_at=None,
+            trouble_at=None,
+            barred=node.barred and not gave_up,
+        )
         for name, node in known.items()
     }
     renewed = replace(

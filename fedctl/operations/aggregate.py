@@ -10,8 +10,8 @@ from fedctl import staleness
 from fedctl.aggregation import AggregateReport, aggregate_files
 from fedctl.division import due
 from fedctl.durable import is_there
-from fedctl.errors import StateError, UsageError
-from fedctl.events import UpdateReceived
+from fedctl.errors import RunError, StateError, UsageError
+from fedctl.events import RoundAbandoned, UpdateReceived
 from fedctl.federation import Named
 from fedctl.journal import Journal, read
 from fedctl.operations import combinations
@@ -202,6 +202,11 @@ def _commit(request: Request, run: RunDir) -> Committed:
         )
         journal.append([event])
         run.noise(event.round).unlink(missing_ok=True)
+    if isinstance(event, RoundAbandoned):
+        raise RunError(
+            f"round {event.round} is abandoned, and the model is as it was: {event.reason}",
+            hint=f"`fedctl launch --resume {run.name} --hold` goes on with the next round",
+        )
     return Committed(
         run=run.name, round=event.round, strategy=strategy.name, model=event.model, contributors=event.contributors
     )

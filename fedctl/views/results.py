@@ -157,8 +157,10 @@ def _without_part(state: RunState) -> Iterator[str]:
     reasons: dict[str, list[str]] = {}
     for node in state.nodes.values():
         if node.name not in contributed:
-            asked = sum(node.name in closed.nodes for closed in state.history)
-            passed = f"others were faster, each of the {counted(asked, 'time')} that it was asked"
+            asked = [closed for closed in state.history if node.name in closed.nodes]
+            passed = f"others were faster, each of the {counted(len(asked), 'time')} that it was asked"
+            if not any(closed.contributors for closed in asked):
+                passed = "the round was abandoned" if len(asked) == 1 else "its rounds were abandoned"
             why = "never drawn" if not asked else passed if node.error in (None, UNNEEDED) else node.error
             reasons.setdefault(why, []).append(node.name)
     for why, names in reasons.items():

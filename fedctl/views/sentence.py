@@ -12,6 +12,7 @@ from fedctl.events import (
     NodeDeclined,
     NodeLost,
     NodeReady,
+    RoundAbandoned,
     RoundAggregated,
     RoundHeld,
     RoundOpened,
@@ -108,6 +109,9 @@ def _sentence(event: Event, state: RunState) -> str:
             took = next((f" in {duration(r.seconds)}" for r in state.history if r.number == event.round), "")
             what = f"aggregated from {counted(len(event.contributors), 'node')}"
             return f"round {event.round} {what}{took}{_late(event, state)}"
+        case RoundAbandoned():
+            without = ", ".join(event.nodes)
+            return f"round {event.round} is abandoned: {event.reason}; the run goes on without {without}"
         case RunFinished():
             early = f"; {event.reason}" if event.reason else ""
             return f"run finished in {clock(elapsed(state))}{_final(state)}{early}"

@@ -206,7 +206,7 @@ def test_with_too_few_nodes_a_round_closes_by_its_quorum_or_the_run_gives_up(tmp
 
 
 def test_the_last_model_is_scored_by_all_and_those_between_by_whoever_is_free(tmp_path):
-    made = a_scene(tmp_path, rounds=6)
+    made = a_scene(tmp_path, rounds=6, slow={**FAST, "dave": 1000.0})
     state = made.go()
     assert set(state.evaluations[6]) == set(four)
     assert all("dave" not in state.evaluations[number] for number in range(1, 6)), "it was at work on the first model"

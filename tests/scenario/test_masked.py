@@ -9,8 +9,10 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,13 +22,15 @@ from hypothesis import strategies as st
 from fedctl.codecs.pipeline import Pipeline
 from fedctl.codecs.wire import Outgoing
 from fedctl.errors import ConfigError
-from fedctl.events import MessageReceived, StepClosed, UpdateReceived
+from fedctl.events import MessageReceived, RoundAbandoned, StepClosed, UpdateReceived
 from fedctl.federation import Federation
 from fedctl.jobs import SAID
+from fedctl.journal import Journal
 from fedctl.node.trainers import masking
 from fedctl.node.trainers.handing import Handing
 from fedctl.privacy import Privacy, SecureAggregation
 from fedctl.records import Result, Task
+from fedctl.secagg import shamir
 from fedctl.secure import STEPS
 from fedctl.state import RunState
 from fedctl.weights import Weights
@@ -40,7 +44,12 @@ TORN = (0.0, 0.02, 0.5, 0.99)
 
 
 class MaskedWorld(World):
-    """Nodes whose updates lie a way of their own from any model, and leave masked."""
+    """Nodes whose updates lie a way of their own from any model, and leave masked.
+
+    What `liars` deal are shares of no secret of theirs, in the first round.
+    """
+
+    liars: frozenset[str] = frozenset()
 
     def _worked(self, task: Task, models: Mapping[str, Path]) -> Work:
         key = task.key
@@ -51,6 +60,9 @@ class MaskedWorld(World):
         (folder.parent / "id").write_text(f"{self.facts['identity']} machine")
         (folder.parent / "worker.json").write_text(json.dumps({"bundle": self.facts["bundle"]}))
         try:
+            if key.kind == "shares" and key.round == 1 and key.node in self.liars:
+                with patch("fedctl.secagg.shamir.split", partial(shares_of_another, split=shamir.split)):
+                    return Work(masking.step(task, folder), self.now)
             if key.kind in SAID:
                 return Work(masking.step(task, folder), self.now)
             masking.prepare(task, folder)
@@ -68,6 +80,10 @@ class MaskedWorld(World):
         blob, spent = masking.masked(task, handing, folder, examples(task.key.node), {})
         row = (folder / "update.safetensors").read_bytes()
         return Work(Result(key=task.key, update=blob, tensors=("w",), privacy=spent), self.now, row)
+
+
+def shares_of_another(secret: bytes, *how, split) -> dict[int, bytes]:
+    return split(bytes(byte ^ 0xFF for byte in secret), *how)
 
 
 def way(node: str, round: int) -> torch.Tensor:
@@ -112,10 +128,10 @@ def assert_right_end(made: Scene, state: RunState) -> None:
     assert made.leftovers() == []
 
 
-def assert_right_model(made: Scene, names: Sequence[str]) -> None:
-    """The first round's, of these nodes' updates by their examples."""
-    begun, ended = (Weights.open(made.run.round_model(number)) for number in (0, 1))
-    wanted = sum(way(name, 1) * examples(name) for name in names) / sum(examples(name) for name in names)
+def assert_right_model(made: Scene, names: Sequence[str], round: int = 1) -> None:
+    """That round's, of these nodes' updates by their examples."""
+    begun, ended = (Weights.open(made.run.round_model(number)) for number in (round - 1, round))
+    wanted = sum(way(name, round) * examples(name) for name in names) / sum(examples(name) for name in names)
     torch.testing.assert_close(ended["w"] - begun["w"], wanted, rtol=0, atol=1e-5)
 
 
@@ -211,3 +227,54 @@ def test_a_sum_of_too_few_ends_the_run(tmp_path):
     assert state.reason == "round 1 has 2 of the 3 nodes that its step `train` needs (dave: out of memory)"
     assert not made.run.round_model(1).exists()
     assert not made.world.keys("agree", "unmask"), "nobody was asked to take a mask off"
+
+
+class DyingBeforeItGivesUp(Journal):
+    def append(self, batch) -> None:
+        events = list(batch)
+        if of_kind(events, RoundAbandoned):
+            raise Killed
+        super().append(events)
+
+
+@pytest.mark.parametrize("when", ["calm", "before", "after"])
+def test_a_round_whose_masks_do_not_come_off_is_abandoned_and_the_run_goes_on_without_who_dealt_the_shares(
+    when, tmp_path
+):
+    """Whether its coordinator dies before that is written down, or once it is."""
+    made = scene(tmp_path, secure(*NAMES, rounds=2))
+    made.world.failures.clear()
+    made.world.liars = frozenset({"bob"})
+
+    def dies(event) -> None:
+        if isinstance(event, RoundAbandoned):
+            raise Killed
+
+    if when == "after":
+        assert made.dies(Watch(dies))
+    if when == "before":
+        assert made.dies(writer=DyingBeforeItGivesUp)
+    state = made.go()
+    assert state.status == "finished", state.reason
+    (abandoned,) = of_kind(made.events, RoundAbandoned)
+    assert abandoned.nodes == ("bob",)
+    assert abandoned.reason == "too few right shares came to unmask bob, of 3 that are needed"
+    others = tuple(name for name in NAMES if name != "bob")
+    assert [(report.contributors, report.failed) for report in state.history] == [((), ("bob",)), (others, ())]
+    assert made.run.round_model(1).read_bytes() == made.run.round_model(0).read_bytes()
+    assert_right_model(made, others, round=2)
+    assert max(Counter(made.world.done).values()) == 1, "a task was done twice"
+    assert made.leftovers() == []
+
+
+def test_where_too_few_are_left_the_run_ends_and_a_resume_asks_all_again(tmp_path):
+    made = scene(tmp_path, secure("alice", "bob", "carol", rounds=2))
+    made.world.liars = frozenset({"bob"})
+    state = made.go()
+    assert state.status == "failed"
+    assert state.reason == (
+        "round 2 needs 3 nodes, and 2 can be had (bob: too few right shares came to unmask bob, of 2 that are needed)"
+    )
+    state = made.go()
+    assert state.status == "finished", state.reason
+    assert_right_model(made, ("alice", "bob", "carol"), round=2)

@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -217,6 +218,15 @@ def receive(line, size):
     return bytes(data)
 
 
+def received_until_the_end(line):
+    """What came before the other end closed, which TCP calls a reset where that end had not read everything."""
+    data = bytearray()
+    with suppress(ConnectionResetError):
+        while piece := line.recv(2**18):
+            data += piece
+    return bytes(data)
+
+
 def test_a_delay_is_paid_once_a_round_trip_and_not_for_every_byte(relay, line):
     assert exchange(line, b"x") < 0.1
     relay.shape(delay=0.1)
@@ -256,7 +266,7 @@ def test_a_cut_after_some_bytes_comes_after_exactly_those(relay, line, direction
     relay.cut_after(100_000, direction)
     carried = relay.carried(direction)
     line.sendall(bytes(300_000))
-    received = receive(line, 300_000)
+    received = received_until_the_end(line)
     assert relay.carried(direction) - carried == 100_000
     assert len(received) <= 100_000 if direction == "up" else len(received) == 100_000
     with socket.create_connection(("127.0.0.1", relay.port)) as again:

@@ -13,6 +13,7 @@ from fedctl.events import (
     NodeDeclined,
     NodeLost,
     NodeReady,
+    RoundAbandoned,
     RoundAggregated,
     RoundHeld,
     RoundOpened,
@@ -41,6 +42,7 @@ REPEATABLE = (
     RoundOpened,
     RoundWidened,
     RoundAggregated,
+    RoundAbandoned,
     MessageReceived,
     StepClosed,
 )
@@ -100,7 +102,10 @@ def roaming() -> Story:
 
 
 def masked() -> Story:
-    """A round whose updates are masked: a node drops out, another fails and does it again, an update is lost."""
+    """Two rounds whose updates are masked: a node drops out, another fails and does it again, an update is lost.
+
+    The masks of the second do not come off.
+    """
     story = Story("alice", "bob", "carol", "dave")
     story.ready()
     story.built()
@@ -124,6 +129,8 @@ def masked() -> Story:
     story.tell(UpdateLost, task=TaskKey(round=1, node="bob"), reason="it is not there")
     story.trained(1, "bob")
     story.aggregated(1, *present)
+    story.opened(2, secure=True, quorum=3)
+    story.tell(RoundAbandoned, round=2, nodes=("bob",), reason="too few right shares came to unmask bob")
     return story
 
 
@@ -195,6 +202,25 @@ def test_a_run_starts():
     assert (state.status, state.rounds, state.compare, state.seed) == ("running", 4, True, 7)
     assert [(node.name, node.status) for node in state.nodes.values()] == [("alice", "new"), ("bob", "new")]
     assert state.started_at == state.resumed_at == START
+
+
+def test_an_abandoned_round_leaves_the_model_and_bars_a_node_until_the_run_has_given_up():
+    story = masked()
+    state = story.state
+    assert (state.round, state.open, state.model, state.memory) == (2, None, blob("1"), None)
+    assert (state.history[-1].contributors, state.history[-1].failed) == ((), ("bob",))
+    assert [name for name, node in state.nodes.items() if node.barred] == ["bob"]
+    story.resumed()
+    assert story.state.nodes["bob"].barred
+    story.tell(RunFailed, reason="too few")
+    story.resumed()
+    assert not story.state.nodes["bob"].barred
+
+
+def test_the_noise_of_an_abandoned_round_is_spent():
+    story = opened()
+    _, state = after(story, RoundAbandoned, round=1, nodes=("bob",), reason="lies", epsilon=1.5, epsilon_next=2.1)
+    assert (state.epsilon, state.epsilon_next) == (1.5, 2.1)
 
 
 def test_nodes_become_ready_or_are_lost():

@@ -16,6 +16,7 @@ from fedctl.events import (
     UNNEEDED,
     MessageReceived,
     NodeDeclined,
+    RoundAbandoned,
     RoundHeld,
     RoundOpened,
     RoundWidened,
@@ -452,6 +453,21 @@ def test_a_run_tells_who_contributed_to_nothing_and_why(capsys):
     assert "carol, dave contributed to no round: never drawn" in said
 
 
+def test_a_run_tells_that_a_round_was_abandoned_and_for_whose_sake(capsys):
+    story = Story("alice", "bob", rounds=1)
+    story.ready()
+    story.built()
+    story.opened(1, secure=True)
+    story.tell(RoundAbandoned, round=1, nodes=("bob",), reason="too few right shares came to unmask bob")
+    told = "round 1 is abandoned: too few right shares came to unmask bob; the run goes on without bob"
+    assert sentence(story.events[-1], story.state) == told
+    story.tell(RunFinished)
+    results.launched(story.state, was_live=True, as_json=False)
+    said = capsys.readouterr().err
+    assert "bob contributed to no round: too few right shares came to unmask bob" in said
+    assert "alice contributed to no round: the round was abandoned" in said
+
+
 def test_a_run_tells_at_its_end_for_whom_it_has_waited():
     story = finished("alice", "bob", "carol", "dave", compare=False)
     assert "waited 40s in all for the slowest: dave 75% (queue), carol 25% (queue)\n" in drawn(story)
@@ -723,6 +739,7 @@ def test_every_kind_of_event_has_a_sentence():
     story.tell(MessageReceived, task=TaskKey(round=4, node="alice", kind="keys"), message=message, seconds=0.1)
     story.tell(StepClosed, round=4, step="keys", nodes=("alice", "bob"))
     story.tell(RoundHeld, round=4)
+    story.tell(RoundAbandoned, round=4, nodes=("bob",), reason="its masks do not come off")
     story.tell(RunFailed, reason="no node is left")
     events = [*finished().events, *story.events]
     assert {type(event).__name__ for event in events} == set(EVENTS)
