@@ -1,5 +1,6 @@
 """Whatever a coordinator asks of an enrolled node: by name what its owner does not allow, tried on the real program."""
 
+import fcntl
 import hashlib
 import io
 import json
@@ -17,8 +18,9 @@ from safetensors.torch import save_file
 
 from fedctl.connection import Connection
 from fedctl.errors import NodeError
-from fedctl.node.agent import Run
+from fedctl.node.agent import Run, Watch
 from fedctl.node.owner.approvals import Approvals
+from fedctl.node.owner.guard import Guard
 from fedctl.node.owner.trainings import Trainings
 from fedctl.records import Blob, Result, Task, TaskKey
 from fedctl.transfer import put
@@ -336,6 +338,27 @@ def test_what_was_spent_counts_though_its_result_was_never_asked_for(guarded, tm
     run.finish(KEY, {**Result(key=TaskKey.parse(KEY)).to_json(), "privacy": meter})
     connection.ask("remove", **RUN, digests=[])
     assert trainings.spent() == [[1.0, 0.5, 100.0]]
+
+
+def test_a_training_whose_worker_died_is_not_begun_again_beside_another_that_spends_of_the_same(tmp_path):
+    here = enroll(tmp_path, policy=f"{OPEN}differential_privacy: {{modes: [local], epsilon: 8.0}}\n")
+    (key,) = here.place.enrolled()
+    guard = Guard(here.place, key, lambda header, body: None)
+    died, other = Run.claim(key.home, "one", "aaaa"), Run.claim(key.home, "two", "bbbb")
+    told = task(privacy={"epsilon": 4.0})
+    blob, _ = bundle(tmp_path, model="class Model: pass\n", data="class Data: pass\n")
+    for run, identity in ((died, "aaaa"), (other, "bbbb")):
+        assert guard.trainings.begin(identity, KEY, run.folder(KEY), is_private=True) is None
+        run.accept(KEY, told)
+    with (other.folder(KEY) / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        push = guard.begin(died, KEY, Watch(told, worker(blob)))
+    assert push["push"] == "result"
+    assert push["result"]["ask_again_s"] == 0.0, "it costs no attempt"
+    assert "another training that counts against the same ε is at work" in push["result"]["error"]
+    assert not (died.folder(KEY) / "result.json").exists(), "it can be begun later"
+    push = guard.begin(died, KEY, Watch(told, worker(blob)))
+    assert push["push"] == "missing", "nothing else keeps it: it asks for its code now"
 
 
 def test_outside_of_the_owners_hours_a_task_waits(guarded, tmp_path):

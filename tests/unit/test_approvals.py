@@ -16,7 +16,7 @@ from fedctl.federation import Federation, Node, TaskSpec
 from fedctl.node.agent import Refused
 from fedctl.node.owner import approvals as module
 from fedctl.node.owner import comparison, known
-from fedctl.node.owner.approvals import Approvals
+from fedctl.node.owner.approvals import CODE, ENVIRONMENT, Approvals
 from fedctl.node.owner.errors import OwnerError
 
 NEEDS = {"python": "3.11", "requirements": "torch==2.13.0\nnumpy\n", "wheels": {}}
@@ -71,7 +71,7 @@ def packed_as(files: dict[str, bytes], kind: bytes = tarfile.REGTYPE) -> bytes:
 
 def test_code_waits_is_shown_approved_and_taken_back(site):
     digest = site.ask()
-    assert not site.approvals.is_approved(digest)
+    assert not site.approvals.is_approved(digest, CODE)
     [asked] = site.approvals.pending()
     assert (asked.digest, asked.kind, asked.asker) == (digest, "code", "a key")
     assert site.approvals.find(digest[:6]) == digest
@@ -81,7 +81,7 @@ def test_code_waits_is_shown_approved_and_taken_back(site):
     assert "new: fedctl/" not in shown
     assert f"files of fedctl's own are as in fedctl {fedctl.__version__}, which runs here" in shown
     site.approvals.approve(digest)
-    assert site.approvals.is_approved(digest)
+    assert site.approvals.is_approved(digest, CODE)
     assert (site.folder / "approved" / digest / "project" / "model.py").read_text() == "class Net:\n    lr = 0.1\n"
     assert site.approvals.pending() == []
     assert [asked.digest for asked in site.approvals.approved()] == [digest]
@@ -89,7 +89,7 @@ def test_code_waits_is_shown_approved_and_taken_back(site):
     site.ask()
     assert site.approvals.pending() == [], "what is approved is not asked for again"
     site.approvals.withdraw(digest)
-    assert not site.approvals.is_approved(digest)
+    assert not site.approvals.is_approved(digest, CODE)
     assert not list((site.folder / "approved").iterdir())
 
 
@@ -105,7 +105,7 @@ def test_new_code_is_shown_against_what_was_approved_last(site):
     assert "deleted: project/data.py" in shown
     assert {"-    lr = 0.1", "+    lr = 0.2", "+import os", "new: project/new.py, 2 lines"} <= set(shown)
     assert "+class Net:" not in shown, "what stays is not new"
-    assert not site.approvals.is_approved(second)
+    assert not site.approvals.is_approved(second, CODE)
     site.approvals.approve(second)
     (site.project / "model.py").write_text("class Net:\n    lr = 0.2\n\n")
     assert site.shown(site.ask()).startswith(f"against {second[:12]}")
@@ -178,7 +178,7 @@ def test_what_changed_while_it_waited_is_not_approved(site):
     (site.folder / "pending" / f"{digest}.tar").write_bytes(packed(project__model=b"steal()"))
     with pytest.raises(OwnerError, match="has changed since it came"):
         site.approvals.approve(digest)
-    assert not site.approvals.is_approved(digest)
+    assert not site.approvals.is_approved(digest, CODE)
     assert site.approvals.pending() == []
 
 
@@ -186,7 +186,7 @@ def test_no_name_but_a_digest_is_approved(site):
     (site.folder / "approved").mkdir()
     (site.folder / "approved" / "x.json").write_text("{}")
     for name in ("x", "", "../approved/x", None, 5, "0" * 63, "0" * 64 + "\n"):
-        assert not site.approvals.is_approved(name)
+        assert not site.approvals.is_approved(name, CODE)
 
 
 def test_what_waits_is_bounded(site, monkeypatch):
@@ -208,7 +208,8 @@ def test_packages_wait_and_are_shown_against_the_last(site):
     site.approvals.ask_environment("1" * 64, NEEDS, "a key")
     assert site.shown("1" * 64).split("\n")[:3] == ["new: packages, 4 lines", "+Python 3.11", "+torch==2.13.0"]
     site.approvals.approve("1" * 64)
-    assert site.approvals.is_approved("1" * 64)
+    assert site.approvals.is_approved("1" * 64, ENVIRONMENT)
+    assert not site.approvals.is_approved("1" * 64, CODE), "that is another matter"
     wheels = {"evil-1.0-py3-none-any.whl": "5" * 64}
     more = {**NEEDS, "requirements": "torch==2.13.0\nnumpy\nevil @ https://example.org\n", "wheels": wheels}
     site.approvals.ask_environment("2" * 64, more, "a key")

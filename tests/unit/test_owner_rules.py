@@ -290,18 +290,20 @@ def test_hours_are_the_owners(site):
     assert rules.closed(Policy(), friday_noon)["may"]
 
 
-def approvals(folder: Path, *digests: str) -> Approvals:
+def approvals(folder: Path, **digests: str) -> Approvals:
+    """With what was approved, by its kind."""
     made = Approvals(folder)
-    for digest in digests:
-        made.ask_environment(digest, {"requirements": "torch"}, "a key")
-        made.approve(digest)
+    made.approvals.mkdir(parents=True)
+    for kind, digest in digests.items():
+        record = {"digest": digest, "kind": kind, "at": 0.0, "asker": "a key"}
+        (made.approvals / f"{digest}.json").write_text(json.dumps(record))
     return made
 
 
 def test_a_worker_runs_approved_code_by_an_approved_python(site, tmp_path):
     spec = {"bundle": DIGEST, "python": "/opt/ml/bin/python", "slots": 1, "idle_s": 60, "preload": ["torch"]}
     policy = Policy(pythons=("/opt/ml/bin/python", "~/venv/bin/python"))
-    approved, none = approvals(tmp_path / "one", DIGEST), Approvals(tmp_path / "none")
+    approved, none = approvals(tmp_path / "one", code=DIGEST), Approvals(tmp_path / "none")
 
     def refused(policy=policy, approvals=approved, **changes):
         return rules.refused_worker(policy, {**spec, **changes}, approvals)
@@ -322,7 +324,9 @@ def test_a_worker_runs_approved_code_by_an_approved_python(site, tmp_path):
     assert "does not allow 'os' to be imported" in refused(preload=["torch", "os"])
     environment = {"environment": "5" * 64, "python": "/bin/sh"}
     assert "the packages are not approved there" in refused(**environment)
-    assert refused(approvals=approvals(tmp_path / "two", DIGEST, "5" * 64), **environment) is None
+    swapped = approvals(tmp_path / "swapped", environment=DIGEST, code="5" * 64)
+    assert "the code is not approved there" in refused(approvals=swapped)
+    assert refused(approvals=approvals(tmp_path / "two", code=DIGEST, environment="5" * 64), **environment) is None
     assert refused(policy._replace(environments="any"), **environment) is None
     assert "use /opt/ml/bin/python or ~/venv" in refused(policy._replace(environments="none"), **environment)
 

@@ -39,13 +39,14 @@ class Approvals:
         self.approvals = folder / "approved"
         self.requests = folder / "pending"
 
-    def is_approved(self, digest: object) -> bool:
-        """Whether code or packages of that digest may be used."""
-        return isinstance(digest, str) and bool(DIGEST.match(digest)) and self._mark(digest).is_file()
+    def is_approved(self, digest: object, kind: str) -> bool:
+        """Whether code, or packages, of that digest may be used."""
+        record = _read(self._mark(digest)) if isinstance(digest, str) and DIGEST.match(digest) else None
+        return record is not None and record["kind"] == kind
 
     def ask_code(self, digest: str, blob: Path, asker: str) -> None:
         """Note that a bundle, which is the file `blob`, waits for the owner; raises Refused for one that cannot be."""
-        if self._is_known(digest):
+        if self._is_known(digest, CODE):
             return
         self._make_room(asker)
         target = self.requests / f"{digest}.tar"
@@ -61,7 +62,7 @@ class Approvals:
 
     def ask_environment(self, digest: str, needs: Dict[str, Any], asker: str) -> None:
         """Note that packages wait for the owner: `needs` as the agent takes them. Raises Refused for too many."""
-        if self._is_known(digest):
+        if self._is_known(digest, ENVIRONMENT):
             return
         if len(json.dumps(needs)) > LARGEST_NEEDS:
             raise Refused("the list of packages is too long for anybody to look through")
@@ -70,7 +71,7 @@ class Approvals:
 
     def pending(self) -> List[Asked]:
         """What waits, the oldest first."""
-        waiting = (asked for asked in _listed(self.requests) if not self.is_approved(asked.digest))
+        waiting = (asked for asked in _listed(self.requests) if not self.is_approved(asked.digest, asked.kind))
         return [asked for asked in waiting if asked.kind != CODE or self._tar(asked.digest).exists()]
 
     def approved(self) -> List[Asked]:
@@ -103,7 +104,7 @@ class Approvals:
     def approve(self, digest: str) -> None:
         """Let what waits be used from now on; raises OwnerError where its bytes are not those that were asked for."""
         record = self._record(digest)
-        if self.is_approved(digest):
+        if self.is_approved(digest, record["kind"]):
             return
         _own_folder(self.approvals)
         if record["kind"] == CODE:
@@ -124,10 +125,10 @@ class Approvals:
         discard(self.approvals / digest)
         self._forget(digest)
 
-    def _is_known(self, digest: str) -> bool:
+    def _is_known(self, digest: str, kind: str) -> bool:
         if not DIGEST.match(digest):
             raise Refused(f"not a digest: {digest!r}")
-        return self.is_approved(digest) or any(asked.digest == digest for asked in self.pending())
+        return self.is_approved(digest, kind) or any(asked.digest == digest for asked in self.pending())
 
     def _make_room(self, asker: str) -> None:
         _own_folder(self.requests)

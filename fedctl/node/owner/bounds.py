@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedctl.node.agent import DIGEST, Refused
-from fedctl.node.owner import confinement, rules
+from fedctl.node.owner import confinement, fence, rules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, List, Optional
 
-    from fedctl.node.agent import Header
+    from fedctl.node.agent import Confined, Header
     from fedctl.node.owner.approvals import Approvals
     from fedctl.node.owner.place import Place
     from fedctl.node.owner.terms import Policy
@@ -28,6 +28,20 @@ def forbid(why: Optional[str]) -> None:
     """Raise Refused where there is a reason to."""
     if why:
         raise Refused(why)
+
+
+def forbid_unable(policy: Policy) -> None:
+    """Refuse to run code that this machine cannot hold to the policy."""
+    forbid(next(iter(confinement.unable(policy.limits, policy.network, policy.files)), None))
+
+
+def confined(policy: Policy, command: List[str], home: Path, shown: List[str]) -> Confined:
+    """A command that is held to the policy: of the owner's folder it may read what is `shown`, and no more."""
+    own = None
+    if policy.files == "own":
+        own = fence.around(command[0], home, policy.data.paths, *shown, *policy.commands)
+    held = confinement.confined(command, policy.limits, policy.network, own)
+    return held.command, held.environment, held.prepare
 
 
 def names(given: Any) -> List[str]:

@@ -8,11 +8,12 @@ of its own: it can name no run, model or environment of another.
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 
 import fedctl
 from fedctl.node import agent
 from fedctl.node.agent import MOST_PATHS, Agent, Ledger, Refused, discard, parse
-from fedctl.node.owner import bounds, confinement, departure, fence, identity, rules
+from fedctl.node.owner import bounds, departure, identity, rules
 from fedctl.node.owner.approvals import Approvals
 from fedctl.node.owner.bounds import Room, awaiting, forbid
 from fedctl.node.owner.current import Current
@@ -23,11 +24,12 @@ from fedctl.node.owner.trainings import Trainings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from io import FileIO
     from pathlib import Path
     from typing import Callable, List, Optional
 
-    from fedctl.node.agent import Confined, Header, Run, Slice
+    from fedctl.node.agent import Confined, Header, Run, Slice, Watch
 
 LOOKS = frozenset(("hello", "may", "probe", "accelerators", "look", "trial", "ledger", "list"))
 BRINGS = frozenset(("stat", "put", "split", "seal", "unpack", "environment"))
@@ -133,7 +135,7 @@ class Guard(Agent):
         if not bundle.is_dir() or rules.refused_code(self.policy, bundle.name, self.approvals):
             return {"present": False}
         forbid(rules.refused_modules(modules, bundle))
-        self.forbid_unable()
+        bounds.forbid_unable(self.policy)
         tried = super().do_trial({"bundle": bundle.name, "modules": modules, **self.interpreter_of(header)})
         return {
             **tried,
@@ -231,12 +233,22 @@ class Guard(Agent):
             forbid(rules.refusal(self.policy, task, bundle=bundle, folder=run.path, trainings=done))
             self.room.take(self.policy, 0)
         header = {**header, "task": task, "worker": worker}
-        if key.rpartition("/")[2][:1] not in "asf":
-            return super().do_start(header)
-        is_private = self.policy.differential_privacy is not None and bool(task.get("privacy"))
-        with self.trainings.turn():
-            busy = self.trainings.begin(header["identity"], key, folder, is_private=is_private, most=self.policy.rounds)
+        with self.turn_of(header["identity"], run, key, task) as busy:
             return {"declined": {"may": False, "why": busy, "seconds": 0.0}} if busy else super().do_start(header)
+
+    def begin(self, run: Run, key: str, watch: Watch) -> Header | None:
+        with self.turn_of(run.owner()[0], run, key, watch.task) as busy:
+            if busy:
+                return {"push": "result", "result": {**agent.failed(key, busy, retryable=True), "ask_again_s": 0.0}}
+            return super().begin(run, key, watch)
+
+    def turn_of(self, identity: str, run: Run, key: str, task: Header) -> AbstractContextManager[str | None]:
+        """The time in which a task may begin, a training being counted; tells what it has to wait for, if anything."""
+        if key.rpartition("/")[2][:1] not in "asf":
+            return nullcontext()
+        is_private = self.policy.differential_privacy is not None and bool(task.get("privacy"))
+        folder, most = run.folder(key), self.policy.rounds
+        return self.trainings.turn(identity, key, folder, is_private=is_private, most=most)
 
     def owners_words(self, task: Header) -> Header | None:  # noqa: ARG002  the words are the same for all
         """What the worker has to keep to, as the owner's policy says it."""
@@ -247,19 +259,11 @@ class Guard(Agent):
         forbid(rules.refused_worker(self.policy, spec, self.approvals))
         if run.worker_lives():
             return False
-        self.forbid_unable()
+        bounds.forbid_unable(self.policy)
         return run.start_worker(self.home, spec, self.confine)
 
-    def forbid_unable(self) -> None:
-        """Refuse to run code that this machine cannot hold to the policy."""
-        forbid(next(iter(confinement.unable(self.policy.limits, self.policy.network, self.policy.files)), None))
-
     def confine(self, command: List[str]) -> Confined:
-        terms, own = self.policy, None
-        if terms.files == "own":
-            own = fence.around(command[0], self.home, terms.data.paths, *self.place.shown, *terms.commands)
-        confined = confinement.confined(command, terms.limits, terms.network, own)
-        return confined.command, confined.environment, confined.prepare
+        return bounds.confined(self.policy, command, self.home, self.place.shown)
 
     # What leaves
 

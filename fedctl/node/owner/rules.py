@@ -11,6 +11,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional
 
 from fedctl.node.agent import FOLDER, Refused, rest_until
 from fedctl.node.owner import arguments
+from fedctl.node.owner.approvals import CODE, ENVIRONMENT
 from fedctl.node.owner.terms import Policy
 from fedctl.node.owner.trainings import no_more
 
@@ -166,7 +167,7 @@ def refused_worker(policy: Policy, worker: Mapping[str, Any], approvals: Any) ->
 
 def refused_code(policy: Policy, digest: Any, approvals: Any) -> Optional[str]:
     """Why a bundle may not be run."""
-    if policy.code == "any" or approvals.is_approved(digest):
+    if policy.code == "any" or approvals.is_approved(digest, CODE):
         return None
     return f"the code is not approved there: ask the owner to run `fedctl node approve {str(digest)[:12]}`"
 
@@ -175,7 +176,7 @@ def refused_environment(policy: Policy, digest: Any, approvals: Any) -> Optional
     """Why packages may not be installed, or what was installed not be used."""
     if policy.environments == "none":
         return f"the owner of this node lets no packages be installed; use {_pythons(policy)} as `python`"
-    if policy.environments == "any" or approvals.is_approved(digest):
+    if policy.environments == "any" or approvals.is_approved(digest, ENVIRONMENT):
         return None
     return f"the packages are not approved there: ask the owner to run `fedctl node approve {str(digest)[:12]}`"
 

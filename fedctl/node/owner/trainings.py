@@ -60,11 +60,13 @@ class Trainings:
             return len(self.read(file).keys() - {(identity, key)})
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """From `begin` until the training is in its queue, and so at work, no other one is begun."""
+    def turn(
+        self, identity: str, key: str, folder: Path, *, is_private: bool, most: Optional[int]
+    ) -> Iterator[Optional[str]]:
+        """`begin` a training; until it is in its queue, and so at work, no other one is begun."""
         with self.path.with_name(f"{self.path.name}.turn").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            yield self.begin(identity, key, folder, is_private=is_private, most=most)
 
     def begin(
         self, identity: str, key: str, folder: Path, *, is_private: bool, most: Optional[int] = None
