@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fedctl.strategies import Strategy
 
 History = Sequence[tuple[float, float, int]]
+_FEWER = 0.1
+"""Of all nodes, a cohort that a guarantee gains by where there are enough of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +101,15 @@ def check_budget(federation: Federation) -> None:
         return
     first = _epsilon(federation, [(dp.noise, sampling.rate(federation), 1)])
     if first > dp.epsilon:
+        from fedctl.dp.accounting import noise_within
+
+        enough = noise_within(dp.epsilon, sampling.rate(federation), federation.rounds, dp.delta)
+        fewer = replace(federation, schedule=replace(federation.schedule, cohort=_FEWER))
+        takes_fewer = f"have a round take fewer of the nodes (`schedule: {{cohort: {_FEWER}}}`), "
         raise ConfigError(
             f"privacy/differential_privacy/epsilon: one round spends {first:.3g}, and the budget is {dp.epsilon:g}",
-            hint="raise `noise`, have a round take fewer of the nodes (`schedule: {cohort: 0.1}`), or raise `epsilon`",
+            hint=f"raise `noise` ({enough:g} lasts for all rounds), "
+            f"{takes_fewer if sampling.rate(fewer) < sampling.rate(federation) else ''}or raise `epsilon`",
         )
 
 

@@ -87,6 +87,15 @@ def steps_within(
     return low if is_discrete else _last(allows, low, most)
 
 
+def noise_within(budget: float, rate: float, steps: int, delta: float) -> float:
+    """The least noise, in tenths, by which so many steps spend no more than that, by the bound that costs nothing."""
+
+    def is_too_little(tenths: int) -> bool:
+        return epsilon([(tenths / 10, rate, steps)], delta, is_discrete=True) > budget
+
+    return (_last(is_too_little, 0, 10**6) + 1) / 10
+
+
 def _last(holds: Callable[[int], bool], low: int, most: int) -> int:
     """The last count up to `most` for which that holds, from one on for which it does."""
     gap = max(1, low // 8)

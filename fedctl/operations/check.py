@@ -54,7 +54,8 @@ def check(
     With `ask`, host keys that are unknown are accepted where it says so.
     """
     federation = topology.load(path, overrides)
-    build_algorithm(federation)
+    with topology.placed(path, overrides):
+        build_algorithm(federation)
     work = work_of(federation)
     hosts = Hosts(federation, work)
     groups: dict[Host, list[Node]] = {}

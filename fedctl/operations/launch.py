@@ -63,11 +63,12 @@ class Interrupted(FedctlError):
 
 def dry_run(path: Path, overrides: Sequence[str] = ()) -> DryRun:
     """What a launch would do; builds the first model in a folder of its own and leaves no trace."""
-    algorithm = build_algorithm(topology.load(path, overrides))
-    federation = algorithm.federation
-    made = environments(federation)
+    with topology.placed(path, overrides):
+        algorithm = build_algorithm(topology.load(path, overrides))
+        federation = algorithm.federation
+        made = environments(federation)
+        check_budget(federation)
     first = rehearse(federation, controls=uses_controls(algorithm.strategy))
-    check_budget(federation)
     epsilon, rounds = planned(federation) or (None, federation.rounds)
     return DryRun(
         federation=federation,
@@ -118,9 +119,10 @@ def begin(path: Path, name: str | None, overrides: Sequence[str]) -> tuple[Feder
     federation = topology.load(path, overrides)
     if name is not None:
         rundir.check_name(name)
-    build_algorithm(federation)
-    check_budget(federation)
-    environments(federation)
+    with topology.placed(path, overrides):
+        build_algorithm(federation)
+        check_budget(federation)
+        environments(federation)
     run = rundir.create(
         federation.folder,
         name or rundir.new_name(federation.name, datetime.now(UTC), federation.folder),

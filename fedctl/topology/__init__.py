@@ -1,7 +1,8 @@
 """`fed.yaml` as a `Federation`: the only door to YAML and pydantic.
 
 `load` takes a file, `parse` its text. Either gives a federation that is whole and checked, or raises a `ConfigError`
-that says everything that is wrong with it: file, line, path and what was probably meant. `parse_value` reads one value.
+that says everything that is wrong with it: file, line, path and what was probably meant. `placed` says file and line
+of what is found wrong later. `parse_value` reads one value.
 
     document    YAML text -> values and their places
     overrides   --set a.b=c -> values and their places
@@ -13,6 +14,7 @@ that says everything that is wrong with it: file, line, path and what was probab
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from fedctl.topology.schedules import schedule_problems
 from fedctl.topology.schema import FederationSection, PrivacySection, TaskSection
 from fedctl.topology.wording import describe
 
-__all__ = ["load", "parse", "parse_value"]
+__all__ = ["load", "parse", "parse_value", "placed"]
 
 _LARGEST_FILE = 1_000_000
 _INIT = "`fedctl init` makes one, or name another with -f"
@@ -46,9 +48,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Federation:
 
 def parse(text: str, *, name: str, folder: Path, overrides: Sequence[str] = ()) -> Federation:
     """The federation of a text; `name` stands for it in messages, `folder` has the user's code."""
-    document = _document(text, name)
-    for assignment in overrides:
-        document = override(document, assignment)
+    document = _overridden(text, name, overrides)
     try:
         section = FederationSection.model_validate(document.value)
     except ValidationError as error:
@@ -56,6 +56,20 @@ def parse(text: str, *, name: str, folder: Path, overrides: Sequence[str] = ()) 
     if problems := list(_problems(section, folder, document)):
         raise refusal(problems, document)
     return _federation(section, folder)
+
+
+@contextmanager
+def placed(path: Path, overrides: Sequence[str] = ()) -> Iterator[None]:
+    """Where a ConfigError from within begins with an address, as in `codec/up: ...`, say in which line that stands."""
+    try:
+        yield
+    except ConfigError as error:
+        where, colon, text = error.message.partition(": ")
+        address: Address = tuple(int(part) if part.isdecimal() else part for part in where.split("/"))
+        if not colon or address[0] not in FederationSection.allowed():
+            raise
+        document = _overridden(_text(path, path.name), path.name, overrides)
+        raise ConfigError(document.place(address).sentence(address, text), hint=error.hint) from None
 
 
 def parse_value(text: str, *, name: str) -> Any:
@@ -81,6 +95,13 @@ def _text(path: Path, name: str) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{name}:{line}: not UTF-8 text", hint="save it as UTF-8, or name another") from None
+
+
+def _overridden(text: str, name: str, overrides: Sequence[str]) -> Document:
+    document = _document(text, name)
+    for assignment in overrides:
+        document = override(document, assignment)
+    return document
 
 
 def _document(text: str, name: str) -> Document:

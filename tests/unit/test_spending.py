@@ -157,7 +157,19 @@ def test_a_first_round_beyond_the_budget_is_refused(mode):
     assert str(error.value) == (
         f"privacy/differential_privacy/epsilon: one round spends {one:.3g}, and the budget is {0.9 * one:g}"
     )
-    assert "raise `noise`" in error.value.hint
+    assert error.value.hint.startswith("raise `noise` (")
+    assert error.value.hint.endswith(" lasts for all rounds), or raise `epsilon`"), "with three nodes no draw counts"
+    enough = float(error.value.hint.split("(")[1].split()[0])
+    is_discrete = mode == "distributed"
+    assert epsilon([(enough, 1.0, 10)], DELTA, is_discrete=is_discrete) <= 0.9 * one
+    assert epsilon([(enough - 0.1, 1.0, 10)], DELTA, is_discrete=True) > 0.9 * one
+
+
+def test_with_many_nodes_a_first_round_beyond_the_budget_may_take_fewer_of_them():
+    many = [f"n{number:03d}" for number in range(300)]
+    with pytest.raises(ConfigError) as error:
+        spending.check_budget(described(replace(DP, epsilon=0.5), *many))
+    assert "have a round take fewer of the nodes (`schedule: {cohort: 0.1}`), or raise" in error.value.hint
 
 
 def test_noise_of_gradients_is_counted_node_by_node_and_the_most_of_any_is_told():
