@@ -7,6 +7,7 @@ STAMP := $(VENV)/.installed
 FLOWER := $(VENV)/flower/.installed
 DEPLOYED := $(VENV)/flower/.deployed
 BARE := $(VENV)/bare/.installed
+LORA := $(VENV)/lora/.installed
 IMAGES := $(VENV)/.images
 
 SSHD := PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null
@@ -19,13 +20,13 @@ demo: $(STAMP)
 	cd demo && ../$(BIN)/fedctl launch --run demo
 	cd demo && ../$(BIN)/fedctl status demo
 
-test: $(STAMP) $(FLOWER) sshd
+test: $(STAMP) $(FLOWER) $(LORA) sshd
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-check: $(STAMP)
+check: $(STAMP) $(LORA)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -58,8 +59,16 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo 'Python has no venv; on Debian or Ubuntu: `apt install python3-venv`'; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)
+
+# What one template needs, beside the rest: torchmetrics imports transformers in every worker that could.
+$(LORA): pyproject.toml constraints.txt | $(STAMP)
+	test -x $(VENV)/lora/bin/python || $(BIN)/python -m venv $(VENV)/lora
+	purelib='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	  $(BIN)/python -c "$$purelib" > "$$($(VENV)/lora/bin/python -c "$$purelib")/beside.pth"
+	$(VENV)/lora/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[lora]'
+	@touch $@
 
 # What strategies are compared with, in an environment of its own.
 $(FLOWER): pyproject.toml | $(STAMP)

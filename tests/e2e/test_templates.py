@@ -38,8 +38,9 @@ def test_wearables(make_place):
     assert own > common + 0.02
 
 
-def test_lora(make_place):
+def test_lora(make_place, lora_packages, monkeypatch):
     """Two archives and few passages: only adapters and head travel, and they learn."""
+    monkeypatch.setenv("PYTHONPATH", str(lora_packages))
     place = make_place("lora")
     place.edit("fed.yaml", "  - {name: dallas, host: local, data: {archive: 2}}\n", "")
     place.edit("fed.yaml", "  - {name: seattle, host: local, data: {archive: 3}}\n", "")

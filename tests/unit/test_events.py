@@ -62,6 +62,7 @@ EXAMPLES = [
     events.StepClosed(at=AT, round=1, step="keys", nodes=("a", "b")),
     events.RoundHeld(at=AT, round=1),
     events.RoundAggregated(at=AT, round=1, model=BLOB, contributors=("a", "b")),
+    events.RoundAbandoned(at=AT, round=1, nodes=("a",), reason="why", epsilon=1.5, epsilon_next=2.25),
     events.RunFinished(at=AT),
     events.RunFailed(at=AT, reason="why"),
 ]

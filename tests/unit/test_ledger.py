@@ -291,6 +291,8 @@ class TestOwner:
         assert entries(path)[-1]["hash"] in out
         assert show(path.parent, "bbbb", as_json=True) == 0
         assert [one["kind"] for one in json.loads(capsys.readouterr().out)["entries"]] == ["log"]
+        assert show(path.parent, kind="result", as_json=True) == 0
+        assert [one["run"] for one in json.loads(capsys.readouterr().out)["entries"]] == ["two"]
 
     def test_one_without_entries_says_so(self, path, capsys):
         assert show(path.parent) == 0

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedctl.node.agent import Ledger
 from fedctl.node.owner import publickey
 from fedctl.node.owner.cli import main
 from fedctl.node.owner.errors import OwnerError
@@ -227,6 +228,21 @@ def test_revoking_takes_our_line_alone_and_keeps_the_ledger(home, authorized, fo
     assert ledger.exists()
     assert main(["revoke"]) == 7
     assert "0 keys are enrolled" in capsys.readouterr().err
+    assert main(["show"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("No key is enrolled: ")
+    assert "\nidentity   SHA256:" in shown
+    assert "\nledger     0 entries\n" in shown
+
+
+def test_where_nobody_is_enrolled_the_ledger_is_that_of_the_agent(home, key, capsys):
+    (home / ".fedctl").mkdir()
+    Ledger(home / ".fedctl" / "ledger.jsonl").append({"kind": "log", "size": 5})
+    assert main(["ledger"]) == 0
+    assert "1 entries: log 5 bytes" in capsys.readouterr().out
+    assert enroll(key) == 0
+    assert main(["ledger"]) == 0
+    assert "0 entries" in capsys.readouterr().out
 
 
 def test_of_several_keys_one_is_named(home, folder, key, capsys):
@@ -256,6 +272,12 @@ def test_a_peer_is_pinned_and_taken_back(home, key, capsys):
     assert (home / ".fedctl-node" / "peers").read_text() == ""
 
 
+def test_a_node_is_no_peer_of_itself(home, key, capsys):
+    assert enroll(key) == 0
+    assert main(["trust", "bob", fingerprint(home / ".fedctl-node" / "identity")]) == 7
+    assert "that is the fingerprint of this node itself" in capsys.readouterr().err
+
+
 # Elsewhere
 
 
@@ -282,8 +304,15 @@ def test_the_one_file_runs_where_fedctl_is_not_installed(home, key, tmp_path):
 
 
 def test_what_cannot_be_is_an_error_of_the_command_line(home, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["enrol"])
-    assert end.value.code == 2
+    for words, hint in (
+        (["enrol"], "did you mean `fedctl node enroll`?"),
+        (["shwo", "--json"], "did you mean `fedctl node show`?"),
+        (["zzz"], "`fedctl node --help` says what there is"),
+        (["trust", "bob"], "`fedctl node trust --help` says what there is"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 2
+        assert capsys.readouterr().err.endswith(f"\nhint: {hint}\n")
     assert main(["approve"]) == 7
     assert "nothing waits for you" in capsys.readouterr().err

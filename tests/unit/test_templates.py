@@ -27,6 +27,13 @@ peft_warns = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is d
 """peft 0.21 asks transformers 5.23 by an older word."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def with_what_lora_needs(lora_packages):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(lora_packages)])
+        yield
+
+
 def module(path: str):
     """A template's file, imported afresh under a name of its own."""
     name = path.removesuffix(".py").replace("/", "_")

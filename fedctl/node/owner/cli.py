@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from fedctl.node.owner.place import Place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import List, Optional, Sequence
+    from typing import List, NoReturn, Optional, Sequence
 
 SHOWN = "the key that is meant: its file or its fingerprint; needed where several are enrolled"
 
@@ -54,9 +56,21 @@ def say(*lines: str) -> None:
     sys.stdout.flush()
 
 
+class Parser(argparse.ArgumentParser):
+    """Tells what is wrong with the words as everything here does: a sentence, and what to type next."""
+
+    verbs: Sequence[str] = ()
+
+    def error(self, message: str) -> NoReturn:
+        typed = re.search(r"invalid choice: '(.*?)'", message)
+        near = difflib.get_close_matches(typed.group(1), self.verbs, 1) if typed else []
+        hint = f"did you mean `{self.prog} {near[0]}`?" if near else f"`{self.prog} --help` says what there is"
+        sys.exit(tell(message, hint, USAGE))
+
+
 def parser(name: str) -> argparse.ArgumentParser:
     """The command line."""
-    root = argparse.ArgumentParser(
+    root = Parser(
         prog=name,
         description="Decide what a coordinator may do on this machine, and see what it did.",
         epilog=f"Begin with `{name} enroll --key coordinator.pub`.",
@@ -117,10 +131,14 @@ def parser(name: str) -> argparse.ArgumentParser:
     one.add_argument("name", metavar="NAME")
     one = command("ledger", show_ledger, "Show all that has left this machine through fedctl.")
     one.add_argument("--run", metavar="RUN", help="of one run alone")
+    one.add_argument(
+        "--kind", choices=ledger.KINDS, help=f"of one kind alone: {', '.join(ledger.KINDS)}", metavar="KIND"
+    )
     one.add_argument("--verify", action="store_true", help="see whether anything in it was changed since")
     one.add_argument("--json", action="store_true", help="print one JSON document on stdout, and nothing else there")
     one = command("export", export, "Write this program into one file, for machines that have a Python and no fedctl.")
     one.add_argument("file", nargs="?", type=Path, default=Path("fedctl-node.pyz"), metavar="FILE")
+    root.verbs = tuple(commands.choices)
     return root
 
 
@@ -228,7 +246,7 @@ def distrust(words: argparse.Namespace) -> int:
 
 
 def show_ledger(words: argparse.Namespace) -> int:
-    return ledger.show(Place.here().folder, words.run, verify=words.verify, as_json=words.json)
+    return ledger.show(Place.here().home_of_ledger, words.run, words.kind, verify=words.verify, as_json=words.json)
 
 
 def export(words: argparse.Namespace) -> int:

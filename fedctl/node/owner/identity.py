@@ -59,6 +59,10 @@ def trust(place: Place, name: str, pinned: str) -> None:
         raise OwnerError(
             f"{pinned!r} is no fingerprint", "its owner reads it in `fedctl node show`: SHA256:...", code=USAGE
         )
+    if pinned == fingerprint(place):
+        raise OwnerError(
+            "that is the fingerprint of this node itself", f"the owner of {name} reads theirs in `fedctl node show`"
+        )
     known = {**peers(place), name: pinned}
     place.make()
     write_whole(place.peers, "".join(f"{one} {key}\n" for one, key in sorted(known.items())).encode())

@@ -15,27 +15,35 @@ if TYPE_CHECKING:
 
     Entry = Dict[str, Any]
 
+KINDS = ("update", "result", "log", "progress", "facts", "answer", "torn")
 WIDTHS = (7, 24, 9, 44, 12)
 """Of the columns before the last, in characters."""
 MOST_METRICS = 6
 
 
-def show(home: Path, run: Optional[str] = None, *, verify: bool = False, as_json: bool = False) -> int:
-    """Print the entries of the ledger in that folder, or those of one run; returns the exit code.
+def show(
+    home: Path,
+    run: Optional[str] = None,
+    kind: Optional[str] = None,
+    *,
+    verify: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Print the entries of the ledger in that folder, or those of one run or kind; returns the exit code.
 
     With `verify` all hashes of its chain are computed, and the code is 7 where they do not hold.
     """
     path = home / "ledger.jsonl"
     head, trouble = examine(path) if verify else (None, None)
     if as_json:
-        entries = list(entries_of(path, run))
+        entries = list(entries_of(path, run, kind))
         document = {"ledger": str(path), "verified": verify, "head": head, "trouble": trouble, "entries": entries}
         say(json.dumps(document, indent=2))
         return STATE if trouble else 0
     say(row("N", "AT", "KIND", "TASK", "BYTES", "WHAT"))
     total: Dict[str, int] = {}
     number = 0
-    for entry in entries_of(path, run):
+    for entry in entries_of(path, run, kind):
         number += 1
         size = left(entry)
         total[str(entry.get("kind"))] = total.get(str(entry.get("kind")), 0) + size
@@ -51,14 +59,15 @@ def show(home: Path, run: Optional[str] = None, *, verify: bool = False, as_json
     return STATE if trouble else 0
 
 
-def entries_of(path: Path, run: Optional[str]) -> Iterator[Entry]:
+def entries_of(path: Path, run: Optional[str], kind: Optional[str] = None) -> Iterator[Entry]:
     """The entries of a ledger in their order, of one run by its name or its identity; what is no entry is left out."""
     for line, match in entry_lines(path):
         try:
             entry = parse(line)
         except ValueError:
             continue
-        if match and (
+        is_meant = match and kind in (None, entry.get("kind"))
+        if is_meant and (
             run is None or run in (str(entry.get("run")).partition(".")[0], *map(entry.get, ("run", "identity")))
         ):
             yield entry

@@ -52,6 +52,11 @@ class Place:
         return cls(Path(os.environ.get("FEDCTL_NODE_HOME") or "~/.fedctl-node").expanduser().absolute())
 
     @property
+    def home_of_ledger(self) -> Path:
+        """Where all that left this machine stands: with the owner, or on a node without one with its agent."""
+        return self.folder if self.folder.is_dir() else _base()
+
+    @property
     def shown(self) -> List[str]:
         """What trainings read there, for secure aggregation, and no more."""
         return [str(path) for path in (self.identity, self.identity.with_suffix(".pub"), self.peers)]
@@ -64,8 +69,7 @@ class Place:
 
     def home_of(self, fingerprint: str) -> Path:
         """Where that key's runs, models and environments are: no key sees those of another."""
-        base = Path(os.environ.get("FEDCTL_HOME") or "~/.fedctl").expanduser().absolute()
-        return base / f"key-{name_of(fingerprint)[:DIGITS]}"
+        return _base() / f"key-{name_of(fingerprint)[:DIGITS]}"
 
     def enrolled(self) -> List[Enrolled]:
         """All keys, in the order of their enrolment."""
@@ -94,6 +98,11 @@ class Place:
 
     def remember(self, record: Dict[str, Any]) -> None:
         write_whole(self.record(record["fingerprint"]), json.dumps(record, indent=1).encode())
+
+
+def _base() -> Path:
+    """The agents' folder of this account."""
+    return Path(os.environ.get("FEDCTL_HOME") or "~/.fedctl").expanduser().absolute()
 
 
 def name_of(fingerprint: str) -> str:

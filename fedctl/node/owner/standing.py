@@ -65,13 +65,15 @@ def lines(found: Dict[str, Any]) -> Iterator[str]:
     """The same for people, a line each."""
     if not found["keys"]:
         yield "No key is enrolled: `fedctl node enroll --key coordinator.pub` lets a coordinator in."
+    if not found["identity"]:
         return
     yield f"identity   {found['identity']}"
     for key in found["keys"]:
         yield f"key        {key['fingerprint']}  {key['comment']}  since {key['at']}"
         yield f"           keeps its files in {key['home']}"
-    yield from below("policy", found["policy"]["terms"])
-    yield from below("attention", found["policy"]["unable"])
+    if found["keys"]:
+        yield from below("policy", found["policy"]["terms"])
+        yield from below("attention", found["policy"]["unable"])
     yield from below(
         "waits", [f"{each['kind']} {each['digest'][:DIGITS]}, of {each['asker']}" for each in found["pending"]]
     )
