@@ -192,3 +192,14 @@ def _blob(path: Path, size: int, _changed: int) -> Blob:
     """Gigabytes are read once, though a launch asks twice."""
     with path.open("rb") as file:
         return Blob(digest=hashlib.file_digest(file, "sha256").hexdigest(), size=size)
+
+
+def allowed_instead(stand: Mapping[str, Any]) -> str:
+    """What to write where a node's owner lets no environment be made, by what its agent says; empty elsewhere."""
+    match stand:
+        case {"pythons": [str(first), *_]}:
+            return f"write `python: {printable(first)}` for that node in fed.yaml"
+        case {"pythons": []}:
+            return "ask its owner to name a Python, with what your code needs, in `pythons:` of the policy"
+        case _:
+            return ""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from fedctl import transfer
 from fedctl.connection import LINE_LOST, Connection
-from fedctl.environment import Environment, Given, differences, is_recent, missing, version_here
+from fedctl.environment import Environment, Given, allowed_instead, differences, is_recent, missing, version_here
 from fedctl.errors import ConnectionLost, InstallError, NodeError
 from fedctl.records import Blob
 from fedctl.replies import heed
@@ -106,7 +106,8 @@ class Preparation:
         stand = self._stand(connection)
         environment = self._environment
         if "error" in stand:
-            remedy = "correct `python:` of that node" if isinstance(environment, Given) else _REMEDY
+            is_given = isinstance(environment, Given)
+            remedy = allowed_instead(stand) or ("correct `python:` of that node" if is_given else _REMEDY)
             raise NodeError(printable(str(stand["error"])[:1000]), hint=remedy)
         notes = _judge(environment.python, stand) if isinstance(environment, Given) else ()
         bundle = self._send_bundle(connection, told, is_there=stand.get("bundle") is True)

@@ -31,7 +31,7 @@ from fedctl.measures import (
     personalization,
     worst_node,
 )
-from fedctl.records import Blob, Progress
+from fedctl.records import Blob, Kind, Progress
 from fedctl.state import RunState
 from fedctl.traffic import Traffic
 from fedctl.waiting import Straggler, Waiting, stragglers, waiting
@@ -43,7 +43,8 @@ Standing = Literal["running", "held", "interrupted", "finished", "failed"]
 class OpenStanding:
     """The open round: the updates of `wanted` of its nodes close it, and with fewer than `quorum` it cannot close.
 
-    Updates of trainings that were asked for up to `max_staleness` rounds earlier count in it.
+    Updates of trainings that were asked for up to `max_staleness` rounds earlier count in it. Only a round with masked
+    updates is in a `step`.
     """
 
     round: int
@@ -52,6 +53,7 @@ class OpenStanding:
     wanted: int
     quorum: int
     max_staleness: int
+    step: Kind | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +212,7 @@ def _open(state: RunState) -> OpenStanding | None:
         wanted=state.open.wanted,
         quorum=state.open.quorum,
         max_staleness=state.open.max_staleness,
+        step=state.open.step if state.open.secure else None,
     )
 
 

@@ -10,6 +10,9 @@ from datetime import datetime
 from fedctl.records import Blob, Kind, Score, TaskKey
 from fedctl.traffic import Traffic
 
+STEPS: tuple[Kind, ...] = ("keys", "shares", "train", "agree", "unmask")
+"""Of a round whose updates are masked."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
@@ -108,6 +111,16 @@ class RoundState:
         """The nodes whose updates are taken, in the order of names: the first that came, as many as are wanted."""
         came = [name for name, answer in self.answers.items() if isinstance(answer, Received)]
         return tuple(sorted(came[: self.wanted]))
+
+    @property
+    def lost(self) -> list[str]:
+        """The nodes of a secure round whose update its sum is of, and is no longer there."""
+        return [name for name in self.steps.get("train", ()) if not isinstance(self.answers.get(name), Received)]
+
+    @property
+    def step(self) -> Kind:
+        """What a secure round is at: its first step that is not closed, or the training where an update was lost."""
+        return "train" if self.lost else next((step for step in STEPS if step not in self.steps), STEPS[-1])
 
     def training(self, name: str) -> TaskKey | None:
         """What a node trains for the round, if it has begun to and has not answered yet."""

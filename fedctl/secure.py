@@ -8,22 +8,23 @@ is journalled once and stands, whatever comes later or again.
 from datetime import datetime
 from functools import lru_cache
 
+from fedctl import fleet
 from fedctl.actions import Action, Aggregate, CloseStep, GiveUp, Hold
 from fedctl.asking import base_of, few, in_time, is_awaited, left_of, left_s, tasks
 from fedctl.federation import Federation
 from fedctl.privacy import SecureAggregation
 from fedctl.records import Kind
+from fedctl.roundstate import STEPS
 from fedctl.runstate import Failed, Received, RoundState, RunState, Said
 from fedctl.sampling import LEAST_MASKED
 from fedctl.secagg.graph import COMPLETE, degree_for, fewest, threshold_for
 
-STEPS: tuple[Kind, ...] = ("keys", "shares", "train", "agree", "unmask")
+__all__ = ["STEPS", "asked", "degree_of", "go_on", "quorum"]
 
 
 def go_on(state: RunState, opened: RoundState, federation: Federation, now: datetime, *, hold: bool) -> list[Action]:
     """What the round's step asks for, or the next one; the first where an update that the sum is of was lost since."""
-    lost = [name for name in opened.steps.get("train", ()) if not isinstance(opened.answers.get(name), Received)]
-    step = "train" if lost else next(step for step in STEPS if step not in opened.steps)
+    lost, step = opened.lost, opened.step
     names = asked(opened, step)
     late = _is_late(state, opened, federation, now, step)
     answers = state.answers(step, opened.number)
@@ -51,6 +52,13 @@ def go_on(state: RunState, opened: RoundState, federation: Federation, now: date
     if hold:
         return [Hold(round=opened.number)]
     return [Aggregate(round=opened.number, contributors=opened.steps["train"])]
+
+
+def quorum(federation: Federation, cohort: int) -> int:
+    """How many of a cohort a round cannot do without: for a model, and for every secret to be brought back."""
+    secure = federation.privacy.secure_aggregation
+    telling = _telling(secure, cohort) if secure and cohort else 0
+    return max(fleet.quorum(federation), telling, LEAST_MASKED if secure else 0)
 
 
 def asked(opened: RoundState, step: Kind) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedctl.environment import Environment, Given, differences, is_recent, missing, version_here
+from fedctl.environment import Environment, Given, allowed_instead, differences, is_recent, missing, version_here
 from fedctl.errors import ConnectionLost, HostKeyError, LoginError, NodeError, Unreachable
 from fedctl.federation import Node
 
@@ -85,7 +85,7 @@ def python(node: Node, environment: Environment | Given | None, stand: Mapping[s
             )
             yield _packages(node, packages)
         case _:
-            remedy = (
+            remedy = allowed_instead(stand) or (
                 "correct `python:` of this node"
                 if node.python
                 else "install python3.11 or uv there, or name a Python of 3.10 or newer in `python:`"

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 import fedctl
-from fedctl import bundle, fleet, rundir, topology
+from fedctl import bundle, fleet, rundir, secure, topology
 from fedctl.coordinator import Coordinator, Sink
 from fedctl.environment import Environment, Given, environments
 from fedctl.errors import ConfigError, FedctlError, StateError
@@ -75,10 +75,10 @@ def dry_run(path: Path, overrides: Sequence[str] = ()) -> DryRun:
         affordable=rounds,
         epsilon=epsilon,
         cohort=fleet.wanted(federation),
-        quorum=fleet.quorum(federation),
+        quorum=secure.quorum(federation, fleet.wanted(federation)),
         model=first.model,
         rest=first.rest,
-        forecast=forecast(federation, first.sizes),
+        forecast=forecast(replace(federation, rounds=rounds), first.sizes),
         bundle_size=len(bundle.pack(federation)),
         bundle_files=sum(1 for _ in bundle.project_files(federation.folder)),
         left_out=bundle.left_out(federation.folder),

@@ -172,7 +172,10 @@ def locked_out(endpoint: Endpoint, tried: Sequence[str], allowed: Sequence[str],
             hint=f"`ssh-add {locked[0]}`, or run this in a terminal, where fedctl asks for the passphrase",
         )
     offered = ", ".join(tried) or "there is no key to offer"
-    hint = f"`ssh-copy-id {account}`, or name another `key:` or `user:` in fed.yaml"
+    hint = (
+        f"`ssh-copy-id {account}`, or where its owner enrolls keys (`fedctl node enroll`) ask them to; or name another "
+        "`key:` or `user:` in fed.yaml"
+    )
     if endpoint.user == "root":
         hint += "; a server with `PermitRootLogin no` never lets root in"
     return LoginError(f"{account}: refused ({offered})", hint=hint)

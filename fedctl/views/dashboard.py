@@ -15,7 +15,7 @@ from rich.text import Text
 
 from fedctl.activity import Activity
 from fedctl.events import Event
-from fedctl.records import Progress
+from fedctl.records import Kind, Progress
 from fedctl.report import StatusReport, elapsed, report
 from fedctl.state import RunState
 from fedctl.views.canvas import Drawing, bar, cut, parted, spread
@@ -36,6 +36,14 @@ _CLOSING: Mapping[str, frozenset[Activity]] = {
     "comparing": frozenset({"alone", "comparing"}),
 }
 """What is done after the last round, and what the nodes are about then."""
+_STEPS: Mapping[Kind, str] = {
+    "keys": "keys",
+    "shares": "shares of secrets",
+    "train": "training",
+    "agree": "signatures",
+    "unmask": "unmasking",
+}
+"""Of a round whose updates are masked, in their order."""
 
 
 def dashboard(
@@ -113,7 +121,9 @@ class _Picture:
         state, opened = self.state, self.state.open
         if opened is not None:
             within = min(1.0, len(opened.updates) / max(1, opened.wanted))
-            return f"round {opened.number} of {state.rounds}", (state.round + within) / max(1, state.rounds)
+            number = list(_STEPS).index(opened.step) + 1
+            step = f", step {number} of {len(_STEPS)}: {_STEPS[opened.step]}" if opened.secure else ""
+            return f"round {opened.number} of {state.rounds}{step}", (state.round + within) / max(1, state.rounds)
         done = f"{state.round} of {state.rounds} rounds"
         doing = {row.node.state for row in self.rows} if self.known.state == "running" else set()
         done = ", ".join([done, *(word for word, states in _CLOSING.items() if doing & states)])

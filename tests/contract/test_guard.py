@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from fedctl.connection import Connection
+from fedctl.environment import allowed_instead
 from fedctl.errors import NodeError
 from fedctl.node.agent import Run, Watch
 from fedctl.node.owner.approvals import Approvals
@@ -256,6 +257,15 @@ def test_code_is_not_even_unpacked_before_its_owner_has_seen_it(guarded, tmp_pat
     assert (home / "bundle" / blob.digest / "project" / "model.py").exists()
     connection.ask("trial", **trial)
     assert (tmp_path / "ran").exists()
+
+
+def test_where_nothing_may_be_installed_the_pythons_that_may_be_used_are_told(guarded, tmp_path):
+    connection = guarded(f"{OPEN}environments: none\n")
+    blob, _ = bundle(tmp_path, model="")
+    needs = {"python": "{}.{}".format(*sys.version_info), "requirements": "torch\n", "wheels": {}}
+    stand = connection.ask("hello", needs={"bundle": blob.digest, "environment": needs})["has"]
+    assert stand["error"].startswith("the owner of this node lets no packages be installed; use ")
+    assert allowed_instead(stand) == f"write `python: {sys.executable}` for that node in fed.yaml"
 
 
 def test_packages_wait_for_the_owner_too_and_are_asked_for_with_the_code(guarded, tmp_path):

@@ -80,6 +80,14 @@ def stand(version, **packages):
         (MADE, {"environment": {"version": "3.11", "ready": False, "digest": "x"}}, True, ""),
         (MADE, {"error": "there is no Python of 3.10 or newer, and no uv that could fetch one"}, False, "uv"),
         (MADE, {}, False, "uv"),
+        (
+            MADE,
+            {"error": "no", "pythons": ["/opt/ml/bin/python", "/b"]},
+            False,
+            "write `python: /opt/ml/bin/python` for",
+        ),
+        (MADE, {"error": "no", "pythons": []}, False, "ask its owner to name a Python"),
+        (MADE, {"error": "no", "pythons": [5]}, False, "uv"),
     ],
 )
 def test_the_python_of_tasks(environment, said, passed, remedy):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fedctl.secure
 from fedctl.actions import Aggregate, Cancel, CloseStep, GiveUp, Hold, Perform, Prepare
 from fedctl.events import (
     Event,
@@ -206,6 +207,7 @@ def test_how_many_a_step_needs(names, threshold, quorum, least):
                 story.failed(1, name, kind=step, retryable=False)
             (action,) = story.plan()
             assert isinstance(action, GiveUp) == (answered < count), (step, answered, action)
+    assert fedctl.secure.quorum(story.federation, len(names)) == least["train"], "as a plan of the run says"
 
 
 @pytest.mark.parametrize("cohort", [3, 4, 10, 32, 33, 50, 100, 201])

@@ -28,6 +28,7 @@ from fedctl.events import (
 from fedctl.forecast import Forecast, LineForecast
 from fedctl.records import Blob, Progress, TaskKey
 from fedctl.report import report
+from fedctl.secure import STEPS
 from fedctl.state import RunState, apply
 from fedctl.telemetry import Preparing
 from fedctl.traffic import Traffic
@@ -451,6 +452,29 @@ def test_a_run_tells_who_contributed_to_nothing_and_why(capsys):
     said = capsys.readouterr().err
     assert "bob contributed to no round: others were faster, each of the 2 times that it was asked" in said
     assert "carol, dave contributed to no round: never drawn" in said
+
+
+def test_the_step_of_a_round_with_masked_updates_stands_beside_its_number():
+    story = Story("alice", "bob", "carol", rounds=3)
+    story.ready()
+    story.built()
+    story.opened(1, secure=True)
+    words = ("keys", "shares of secrets", "training", "signatures", "unmasking")
+    for number, (step, word) in enumerate(zip(STEPS, words, strict=True), 1):
+        assert f"round 1 of 3, step {number} of 5: {word}" in drawn(story)
+        assert report(story.state, alive=True).to_json()["open"]["step"] == step
+        if step == "train":
+            for name in story.nodes:
+                story.trained(1, name)
+        if step != STEPS[-1]:
+            story.tell(StepClosed, round=1, step=step, nodes=story.nodes)
+    story.tell(UpdateLost, task=TaskKey(round=1, node="bob"), reason="it is not there")
+    assert "step 3 of 5: training" in drawn(story)
+    story.trained(1, "bob")
+    story.aggregated(1, *story.nodes)
+    story.opened(2)
+    assert "step" not in drawn(story)
+    assert report(story.state, alive=True).to_json()["open"]["step"] is None
 
 
 def test_a_run_tells_that_a_round_was_abandoned_and_for_whose_sake(capsys):

@@ -110,7 +110,7 @@ class Guard(Agent):
         digest = (stand.get("environment") or {}).get("digest")
         why = rules.refused_environment(self.policy, digest, self.approvals) if digest else None
         if why and self.policy.environments != "approve":
-            stand["error"] = why
+            stand.update(error=why, pythons=list(self.policy.pythons))
         elif why:
             awaited.append({"kind": "environment", "digest": digest, "shown": digest in shown})
         return {**stand, "awaited": awaited}
