@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fedctl import fleet, sampling
 from fedctl.errors import ConfigError
-from fedctl.federation import Federation
+from fedctl.federation import Federation, Limits
 from fedctl.privacy import Privacy
 from fedctl.strategies import Strategy, least_of, needs_losses, needs_steps, rule_of, uses_controls
 
@@ -61,6 +61,11 @@ def _codes_updates(federation: Federation, _: Strategy) -> bool:
 
 def _narrows_updates(federation: Federation, _: Strategy) -> bool:
     return {codec.name for codec in federation.codec.up} == {"int8"}
+
+
+def _limits_updates(federation: Federation, _: Strategy) -> bool:
+    given, default = federation.limits, Limits()
+    return given.norm not in (None, default.norm) or given.examples not in (None, default.examples)
 
 
 COMBINATIONS: tuple[Combination, ...] = (
@@ -171,6 +176,13 @@ COMBINATIONS: tuple[Combination, ...] = (
             "distributed": "a guarantee per node has a `clip` of its own",
         },
         hint="leave the outer `clip` out",
+    ),
+    Combination(
+        what="`limits` of one's own",
+        where="limits",
+        is_there=_limits_updates,
+        refused={"secure": _MASKED, "distributed": _MASKED},
+        hint="`privacy: {clip: ...}` bounds how far each goes, `examples` of `secure_aggregation` how much it counts",
     ),
 )
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from fedctl.errors import ConfigError
-from fedctl.federation import Codecs, Federation, Named, Schedule
+from fedctl.federation import Codecs, Federation, Limits, Named, Schedule
 from fedctl.operations import combinations
 from fedctl.operations.algorithm import build_algorithm
 from fedctl.operations.combinations import COMBINATIONS, PROMISES, SUMS, WRITTEN
@@ -47,6 +47,7 @@ WITH = {
     "fewer than three nodes": lambda given: replace(given, schedule=Schedule(cohort=2)),
     "`differential_privacy: {adaptive": adaptive,
     "`privacy: {clip": clipped,
+    "`limits`": lambda given: replace(given, limits=Limits(norm=10.0)),
 }
 """A federation with the thing of the row that begins so."""
 CELLS = [(one, begins, promise) for one, begins in zip(COMBINATIONS, WITH, strict=True) for promise in PROMISES]
@@ -93,6 +94,11 @@ def test_strategies_over_a_mean_go_with_masks_and_noise_and_no_others(name, prom
         return
     with pytest.raises(ConfigError, match="strategy: does not go together with "):
         build_algorithm(given)
+
+
+@pytest.mark.parametrize("limits", [Limits(), Limits(norm=None, examples=None)])
+def test_the_limits_that_all_have_are_no_hindrance(limits):
+    build_algorithm(replace(FEDERATION, limits=limits, privacy=MADE["secure"]))
 
 
 def test_distributed_noise_needs_masks():
