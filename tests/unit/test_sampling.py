@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from fedctl import fleet, sampling
-from fedctl.actions import OpenRound
+from fedctl.actions import GiveUp, OpenRound, WidenRound
+from fedctl.events import RoundOpened
 from fedctl.federation import Federation
 from fedctl.plan import plan
 from fedctl.privacy import DifferentialPrivacy, Privacy, SecureAggregation
@@ -128,6 +129,24 @@ def test_the_plan_opens_a_round_with_whoever_was_drawn_and_wants_them_all():
     story.resumed(draw=77)
     again = [action for action in plan(story.state, given, story.now) if isinstance(action, OpenRound)]
     assert again == [opening], "a resume draws the same"
+
+
+@pytest.mark.parametrize("cohort", [0.2, 0.999])
+def test_where_chance_is_counted_nobody_joins_who_was_not_drawn(cohort):
+    """Nor at random: whoever fails is missed."""
+    given = central(100, cohort, quorum=1.0, attempts=1)
+    assert sampling.is_counted(given)
+    story = Story(*names(100), rounds=2, draw=77)
+    story.ready()
+    story.built()
+    story.scored(0)
+    (opening,) = [action for action in plan(story.state, given, story.now) if isinstance(action, OpenRound)]
+    story.tell(RoundOpened, round=1, nodes=opening.nodes, wanted=opening.wanted, quorum=opening.quorum)
+    for name in opening.nodes:
+        story.failed(1, name, retryable=False)
+    actions = plan(story.state, given, story.now)
+    assert not [action for action in actions if isinstance(action, WidenRound)]
+    assert [action for action in actions if isinstance(action, GiveUp)]
 
 
 def test_where_chance_is_counted_a_node_is_drawn_as_often_when_others_are_away():
