@@ -110,7 +110,7 @@ def test_a_node_that_lost_its_model_is_sent_the_whole(place):
     [
         ("[delta, topkk]", "did you mean `topk`?"),
         ("[zstd, delta]", "delta should stand before zstd"),
-        ("[delta, topk: {keep: 2}]", "codec/topk/keep: should be above 0 and at most 1"),
+        ("[delta, topk: {keep: 2}]", "--set codec: topk/keep: should be above 0 and at most 1"),
         ("[delta, topk: {kept: 0.1}]", "did you mean `keep`?"),
         ("[topk]", "put `delta` before topk"),
         ("{up: [delta], down: [delta, powersgd]}", "powersgd gives other bits on another machine"),
