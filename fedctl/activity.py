@@ -90,7 +90,7 @@ def node_standing(
         metrics={**node.metrics, **(node.score.metrics if node.score else {})},
         bytes=node.bytes,
         has_log=bool(node.detail),
-        error=node.error,
+        error=node.barred or node.error,
         examples=node.examples,
         seconds=node.seconds,
         accelerator=node.accelerator,
@@ -130,6 +130,8 @@ def activity(state: RunState, node: NodeState, task: TaskKey | None, *, running:
 
 def _answered(state: RunState, name: str) -> Activity:
     """Where a ready node without a task stands, by its last answer that still counts."""
+    if state.nodes[name].barred:
+        return "failed"
     if state.open is not None:
         return _outcome(state.open.answers.get(name))
     if name in state.compared:

@@ -194,8 +194,8 @@ class Coordinator:
         return TaskFailed(at=self._clock(), task=key, reason=reason, retryable=False)
 
     def _land(self, action: Action, event: Event) -> None:
-        is_cancelled = isinstance(event, TaskFailed) and f"cancel/{action.key}" in self._in_flight
-        if not is_cancelled:  # else the cancelling says that it failed, and for what
+        is_bare = isinstance(event, TaskFailed) and not event.detail
+        if not (is_bare and f"cancel/{action.key}" in self._in_flight):  # else the cancelling says for what it failed
             self._inbox.put(event)
         self._inbox.put(_Landed(action.key))
 

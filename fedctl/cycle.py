@@ -106,9 +106,9 @@ def round_abandoned(state: RunState, event: RoundAbandoned) -> RunState:
     )
     closed = round_aggregated(state, nothing)
     *before, report = closed.history
-    closed = replace(closed, history=(*before, replace(report, failed=event.nodes)))
+    closed = replace(closed, history=(*before, replace(report, failed=tuple(sorted({*report.failed, *event.nodes})))))
     for name in event.nodes:
-        closed = closed.with_node(name, barred=True, error=event.reason)
+        closed = closed.with_node(name, barred=event.reason)
     return closed
 
 

@@ -237,9 +237,10 @@ class RoundAggregated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundAbandoned:
-    """The masks of a round's sum did not come off: the model stays as it was, and the run goes on without these nodes.
+    """The masks of a round's sum did not come off, for shares were false: the model stays as it was.
 
-    Its noise counts as spent: whoever holds back a secret of the round may know its sum.
+    These nodes seem to have dealt them, and are in no later round. Its noise counts as spent: whoever holds back a
+    secret of the round may know its sum.
     """
 
     at: datetime

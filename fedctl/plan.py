@@ -84,12 +84,16 @@ def _opening(state: RunState, federation: Federation, now: datetime) -> list[Act
         wanted = len(nodes) if sampling.is_by_coin(federation) else min(fleet.wanted(federation), len(nodes))
         is_secure = federation.privacy.is_secure
         return [OpenRound(round=number, nodes=nodes, wanted=wanted, quorum=quorum, secure=is_secure)]
-    away = [name for name, node in state.nodes.items() if node.status == "away"]
+    away = [name for name, node in state.nodes.items() if node.status == "away" and not node.barred]
     if sampling.is_by_coin(federation):
         away = list(sampling.drawn(federation, number, state.draw, away))
     if len(nodes) + len(away) >= quorum:
         return []
-    others = [f"{node.name}: {node.error}" for node in state.nodes.values() if node.status == "lost" or node.barred]
+    others = [
+        f"{node.name}: {node.barred or node.error}"
+        for node in state.nodes.values()
+        if node.status == "lost" or node.barred
+    ]
     return [GiveUp(reason=f"round {number} needs {quorum} nodes, and {len(nodes)} can be had ({few(others)})")]
 
 
@@ -161,7 +165,9 @@ def _is_spent(state: RunState, federation: Federation) -> bool:
     return most is not None and state.epsilon_next is not None and state.epsilon_next > most
 
 
-def _finish(state: RunState, federation: Federation) -> Finish:
+def _finish(state: RunState, federation: Federation) -> Finish | GiveUp:
+    if state.history and not any(closed.contributors for closed in state.history):
+        return GiveUp(reason="no round came to a model: their masks did not come off")
     if state.round == federation.rounds or not _is_spent(state, federation):
         return Finish()
     dp = federation.privacy.differential_privacy

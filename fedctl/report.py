@@ -212,7 +212,7 @@ def _open(state: RunState) -> OpenStanding | None:
         wanted=state.open.wanted,
         quorum=state.open.quorum,
         max_staleness=state.open.max_staleness,
-        step=state.open.step if state.open.secure else None,
+        step=state.open.step,
     )
 
 

@@ -26,7 +26,7 @@ from fedctl.strategies import Strategy, uses_controls
 if TYPE_CHECKING:
     from fedctl.aggregation import Late
     from fedctl.dp.noise import Generator
-    from fedctl.secagg.unmasking import NotEnough
+    from fedctl.secagg.unmasking import FalseShares
 
 
 def close_round(
@@ -71,12 +71,12 @@ def close_round(
     remembered = memory if remembers and memory.exists() else None
     rounding = 0.0
     if state.open.secure:
-        from fedctl.secagg.unmasking import NotEnough
+        from fedctl.secagg.unmasking import FalseShares
 
         try:
             mean, counted, rounding = unmask(run, number, state.open.steps, federation)
-        except NotEnough as short:
-            return _abandoned(run, state, federation, short, number, at)
+        except FalseShares as error:
+            return _abandoned(run, state, federation, error, at)
         updates = {"mean": (mean, counted)}
     if privacy.is_counted_by_node:
         strategy = with_noise(strategy, federation, _noise(run, state.open, contributors, remembered), rounding)
@@ -130,24 +130,28 @@ def close_round(
 
 
 def _abandoned(
-    run: RunDir,
-    state: RunState,
-    federation: Federation,
-    short: "NotEnough",
-    number: int,
-    at: Callable[[], datetime],
+    run: RunDir, state: RunState, federation: Federation, error: "FalseShares", at: Callable[[], datetime]
 ) -> RoundAbandoned:
-    """What the next round begins from, and the strategy goes on with, is what this one did."""
+    """What the next round begins from, and the strategy goes on with, is what this one did.
+
+    It goes on without those whose secrets were not told, while they are few: else it is rather the holders who lie.
+    """
+    opened = state.open
+    if opened is None:
+        raise AssertionError("a round is abandoned that is not open")
+    number = opened.number
     for of in (run.memory, run.residual, run.round_model):
         if of(number - 1).exists():
             copy_atomically(of(number - 1), of(number))
+    run.residual(number - 2).unlink(missing_ok=True)
     run.sync(run.round_model(number))
     spent = spending(state, federation)
+    are_few = 2 * len(error.nodes) < len(opened.steps["shares"])
     return RoundAbandoned(
         at=at(),
         round=number,
-        nodes=short.nodes,
-        reason=short.message,
+        nodes=error.nodes if are_few else (),
+        reason=error.message,
         epsilon=spent.epsilon if spent else None,
         epsilon_next=spent.epsilon_next if spent else None,
     )

@@ -118,9 +118,11 @@ class RoundState:
         return [name for name in self.steps.get("train", ()) if not isinstance(self.answers.get(name), Received)]
 
     @property
-    def step(self) -> Kind:
+    def step(self) -> Kind | None:
         """What a secure round is at: its first step that is not closed, or the training where an update was lost."""
-        return "train" if self.lost else next((step for step in STEPS if step not in self.steps), STEPS[-1])
+        if not self.secure:
+            return None
+        return "train" if self.lost else next(step for step in STEPS if step not in self.steps)
 
     def training(self, name: str) -> TaskKey | None:
         """What a node trains for the round, if it has begun to and has not answered yet."""

@@ -36,9 +36,9 @@ class NodeState:
     It is `lost` when it cannot be reached or used, and `away` when its owner does not want it used now. A trouble began
     at `trouble_at`, `asked_at` is when the node last was found in it, and it is over with an answer or a while of calm;
     `passing` says whether it may pass by itself. `strikes` are the rounds in a row that it failed in, `struck` the last
-    one of them. A `barred` one is in no further round before a run that gave up is taken up again. `spent` has noise,
-    rate and steps of each of its trainings with noise. `kept` is its training whose update last became part of a model:
-    with what that left on the node it goes on.
+    one of them. One that is `barred`, for that reason, is in no round until a run that gave up is taken up again.
+    `spent` has noise, rate and steps of each of its trainings with noise. `kept` is its training whose update last
+    became part of a model: with what that left on the node it goes on.
     """
 
     name: str
@@ -51,7 +51,7 @@ class NodeState:
     ask_again_s: float = 0.0
     strikes: int = 0
     struck: int = 0
-    barred: bool = False
+    barred: str = ""
     facts: Mapping[str, object] = field(default_factory=dict)
     task: TaskKey | None = None
     since: datetime | None = None

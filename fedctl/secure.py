@@ -25,6 +25,8 @@ __all__ = ["STEPS", "asked", "degree_of", "go_on", "quorum"]
 def go_on(state: RunState, opened: RoundState, federation: Federation, now: datetime, *, hold: bool) -> list[Action]:
     """What the round's step asks for, or the next one; the first where an update that the sum is of was lost since."""
     lost, step = opened.lost, opened.step
+    if step is None:
+        raise AssertionError("asked for the step of a round that has none")
     names = asked(opened, step)
     late = _is_late(state, opened, federation, now, step)
     answers = state.answers(step, opened.number)

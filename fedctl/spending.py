@@ -108,7 +108,7 @@ def check_budget(federation: Federation) -> None:
         takes_fewer = f"have a round take fewer of the nodes (`schedule: {{cohort: {_FEWER}}}`), "
         raise ConfigError(
             f"privacy/differential_privacy/epsilon: one round spends {first:.3g}, and the budget is {dp.epsilon:g}",
-            hint=f"raise `noise` ({enough:g} lasts for all rounds), "
+            hint=f"raise `noise`{'' if enough is None else f' ({enough:g} lasts for all rounds)'}, "
             f"{takes_fewer if sampling.rate(fewer) < sampling.rate(federation) else ''}or raise `epsilon`",
         )
 

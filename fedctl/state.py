@@ -143,7 +143,7 @@ def _run_started(state: RunState, event: RunStarted) -> RunState:
             task=state.left_over(node),
             ready_at=None,
             trouble_at=None,
-            barred=node.barred and not gave_up,
+            barred="" if gave_up else node.barred,
         )
         for name, node in known.items()
     }

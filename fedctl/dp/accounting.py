@@ -87,13 +87,17 @@ def steps_within(
     return low if is_discrete else _last(allows, low, most)
 
 
-def noise_within(budget: float, rate: float, steps: int, delta: float) -> float:
-    """The least noise, in tenths, by which so many steps spend no more than that, by the bound that costs nothing."""
+def noise_within(budget: float, rate: float, steps: int, delta: float) -> float | None:
+    """The least noise, in tenths, by which so many steps spend no more than that, by the bound that costs nothing.
+
+    None where by that bound no noise does: it has a least epsilon for each delta.
+    """
 
     def is_too_little(tenths: int) -> bool:
         return epsilon([(tenths / 10, rate, steps)], delta, is_discrete=True) > budget
 
-    return (_last(is_too_little, 0, 10**6) + 1) / 10
+    most = 10**6
+    return None if is_too_little(most) else (_last(is_too_little, 0, most) + 1) / 10
 
 
 def _last(holds: Callable[[int], bool], low: int, most: int) -> int:

@@ -22,6 +22,7 @@ from fedctl.operations.algorithm import build_algorithm
 from fedctl.operations.findings import Finding
 from fedctl.operations.rehearsal import FirstModel, rehearse
 from fedctl.records import Blob
+from fedctl.spending import check_budget
 from fedctl.transports.sshconfig import KNOWN_HOSTS
 
 ENVIRONMENT_SIZE, CUDA_ENVIRONMENT_SIZE = 1_500_000_000, 6_000_000_000
@@ -56,6 +57,7 @@ def check(
     federation = topology.load(path, overrides)
     with topology.placed(path, overrides):
         build_algorithm(federation)
+        check_budget(federation)
     work = work_of(federation)
     hosts = Hosts(federation, work)
     groups: dict[Host, list[Node]] = {}

@@ -66,8 +66,8 @@ def dry_run(path: Path, overrides: Sequence[str] = ()) -> DryRun:
     with topology.placed(path, overrides):
         algorithm = build_algorithm(topology.load(path, overrides))
         federation = algorithm.federation
-        made = environments(federation)
         check_budget(federation)
+    made = environments(federation)
     first = rehearse(federation, controls=uses_controls(algorithm.strategy))
     epsilon, rounds = planned(federation) or (None, federation.rounds)
     return DryRun(
@@ -122,7 +122,7 @@ def begin(path: Path, name: str | None, overrides: Sequence[str]) -> tuple[Feder
     with topology.placed(path, overrides):
         build_algorithm(federation)
         check_budget(federation)
-        environments(federation)
+    environments(federation)
     run = rundir.create(
         federation.folder,
         name or rundir.new_name(federation.name, datetime.now(UTC), federation.folder),

@@ -18,11 +18,15 @@ _TRIES = 200
 
 
 class NotEnough(ModelError):
-    """The shares that came do not tell the secrets of some nodes, `nodes`: the round has no sum."""
+    """The shares that came do not tell the secrets of some nodes, `nodes`: the round has no sum, until others come."""
 
     def __init__(self, message: str, *, hint: str | None = None, nodes: Sequence[str]) -> None:
         super().__init__(message, hint=hint)
         self.nodes = tuple(nodes)
+
+
+class FalseShares(NotEnough):
+    """As many came as tell a secret, and tell none of these nodes': they dealt false ones, or their holders lie."""
 
 
 def left_masks(
@@ -32,8 +36,12 @@ def left_masks(
     revealed: Mapping[str, Revealed],
     terms: bytes = b"",
 ) -> tuple[list[bytes], list[bytes]]:
-    """The keys of the masks to add to the sum of the survivors' vectors, and of those to take from it; or NotEnough."""
+    """The keys of the masks to add to the sum of the survivors' vectors, and of those to take from it.
+
+    Raises NotEnough, and FalseShares where no further share would help.
+    """
     added, taken, missing, suspects = list[bytes](), list[bytes](), list[str](), set[str]()
+    error: type[NotEnough] = FalseShares
     alive = set(survivors)
     for node in sorted(sharers):
         advert = cohort.adverts[node]
@@ -45,6 +53,8 @@ def left_masks(
             secret = _told(cohort, shares, suspects, public_of, advert.mask_key)
         if secret is None:
             missing.append(node)
+            if len(shares) < cohort.threshold:
+                error = NotEnough
         elif node in alive:
             taken.append(self_mask(cohort, node, secret))
         else:
@@ -53,7 +63,7 @@ def left_masks(
                 (added if node < other else taken).append(mask)
     if missing:
         lies = f"; those of {', '.join(sorted(suspects))} lie" if suspects else ""
-        raise NotEnough(
+        raise error(
             f"too few right shares came to unmask {', '.join(missing)}, of {cohort.threshold} that are needed{lies}",
             nodes=missing,
         )

@@ -68,8 +68,11 @@ def placed(path: Path, overrides: Sequence[str] = ()) -> Iterator[None]:
         address: Address = tuple(int(part) if part.isdecimal() else part for part in where.split("/"))
         if not colon or address[0] not in FederationSection.allowed():
             raise
-        document = _overridden(_text(path, path.name), path.name, overrides)
-        raise ConfigError(document.place(address).sentence(address, text), hint=error.hint) from None
+        try:
+            place = _overridden(_text(path, path.name), path.name, overrides).place(address)
+        except ConfigError:  # it was changed since
+            raise error from None
+        raise ConfigError(place.sentence(address, text), hint=error.hint) from None
 
 
 def parse_value(text: str, *, name: str) -> Any:

@@ -121,8 +121,9 @@ class _Picture:
         state, opened = self.state, self.state.open
         if opened is not None:
             within = min(1.0, len(opened.updates) / max(1, opened.wanted))
-            number = list(_STEPS).index(opened.step) + 1
-            step = f", step {number} of {len(_STEPS)}: {_STEPS[opened.step]}" if opened.secure else ""
+            step = ""
+            if opened.step:
+                step = f", step {list(_STEPS).index(opened.step) + 1} of {len(_STEPS)}: {_STEPS[opened.step]}"
             return f"round {opened.number} of {state.rounds}{step}", (state.round + within) / max(1, state.rounds)
         done = f"{state.round} of {state.rounds} rounds"
         doing = {row.node.state for row in self.rows} if self.known.state == "running" else set()

@@ -158,10 +158,12 @@ def _without_part(state: RunState) -> Iterator[str]:
     for node in state.nodes.values():
         if node.name not in contributed:
             asked = [closed for closed in state.history if node.name in closed.nodes]
-            passed = f"others were faster, each of the {counted(len(asked), 'time')} that it was asked"
-            if not any(closed.contributors for closed in asked):
-                passed = "the round was abandoned" if len(asked) == 1 else "its rounds were abandoned"
-            why = "never drawn" if not asked else passed if node.error in (None, UNNEEDED) else node.error
+            made = sum(bool(closed.contributors) for closed in asked)
+            passed = f"others were faster, each of the {counted(made, 'time')} that it was asked"
+            if not made:
+                passed = "its rounds were abandoned"
+            error = node.barred or node.error
+            why = "never drawn" if not asked else passed if error in (None, UNNEEDED) else error
             reasons.setdefault(why, []).append(node.name)
     for why, names in reasons.items():
         yield f"{listed(names, 3)} contributed to no round: {why}"

@@ -110,8 +110,8 @@ def _sentence(event: Event, state: RunState) -> str:
             what = f"aggregated from {counted(len(event.contributors), 'node')}"
             return f"round {event.round} {what}{took}{_late(event, state)}"
         case RoundAbandoned():
-            without = ", ".join(event.nodes)
-            return f"round {event.round} is abandoned: {event.reason}; the run goes on without {without}"
+            without = f"; later rounds go without {', '.join(event.nodes)}" if event.nodes else ""
+            return f"round {event.round} is abandoned: {event.reason}{without}"
         case RunFinished():
             early = f"; {event.reason}" if event.reason else ""
             return f"run finished in {clock(elapsed(state))}{_final(state)}{early}"

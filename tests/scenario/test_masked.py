@@ -23,7 +23,7 @@ from fedctl.codecs.pipeline import Pipeline
 from fedctl.codecs.wire import Outgoing
 from fedctl.errors import ConfigError
 from fedctl.events import MessageReceived, RoundAbandoned, StepClosed, UpdateReceived
-from fedctl.federation import Federation
+from fedctl.federation import Codecs, Federation, Named
 from fedctl.jobs import SAID
 from fedctl.journal import Journal
 from fedctl.node.trainers import masking
@@ -31,10 +31,12 @@ from fedctl.node.trainers.handing import Handing
 from fedctl.privacy import Privacy, SecureAggregation
 from fedctl.records import Result, Task
 from fedctl.secagg import shamir
+from fedctl.secagg.messages import Revealed
 from fedctl.secure import STEPS
 from fedctl.state import RunState
 from fedctl.weights import Weights
 from tests.scenario.calm import is_finished, went_on
+from tests.scenario.test_runs import close_by_hand
 from tests.scenario.world import Killed, Killer, Scene, Watch, Work, World, dying, federation, of_kind
 
 NAMES = ("alice", "bob", "carol", "dave")
@@ -46,10 +48,13 @@ TORN = (0.0, 0.02, 0.5, 0.99)
 class MaskedWorld(World):
     """Nodes whose updates lie a way of their own from any model, and leave masked.
 
-    What `liars` deal are shares of no secret of theirs, in the first round.
+    What `liars` deal are shares of no secret of theirs, in the round of `lies_in`; and what `false_holders` reveal then
+    are shares of no secret of others.
     """
 
     liars: frozenset[str] = frozenset()
+    false_holders: frozenset[str] = frozenset()
+    lies_in: int = 1
 
     def _worked(self, task: Task, models: Mapping[str, Path]) -> Work:
         key = task.key
@@ -60,9 +65,13 @@ class MaskedWorld(World):
         (folder.parent / "id").write_text(f"{self.facts['identity']} machine")
         (folder.parent / "worker.json").write_text(json.dumps({"bundle": self.facts["bundle"]}))
         try:
-            if key.kind == "shares" and key.round == 1 and key.node in self.liars:
+            lies = key.round == self.lies_in
+            if key.kind == "shares" and lies and key.node in self.liars:
                 with patch("fedctl.secagg.shamir.split", partial(shares_of_another, split=shamir.split)):
                     return Work(masking.step(task, folder), self.now)
+            if key.kind == "unmask" and lies and key.node in self.false_holders:
+                result = masking.step(task, folder)
+                return Work(replace(result, message=of_no_secret(result.message, key.node)), self.now)
             if key.kind in SAID:
                 return Work(masking.step(task, folder), self.now)
             masking.prepare(task, folder)
@@ -84,6 +93,13 @@ class MaskedWorld(World):
 
 def shares_of_another(secret: bytes, *how, split) -> dict[int, bytes]:
     return split(bytes(byte ^ 0xFF for byte in secret), *how)
+
+
+def of_no_secret(said, own: str) -> dict:
+    """What a node reveals, with false shares of all others."""
+    revealed = Revealed.from_json(said)
+    false = {name: share if name == own else bytes(33) for name, share in revealed.seeds.items()}
+    return replace(revealed, seeds=false).to_json()
 
 
 def way(node: str, round: int) -> torch.Tensor:
@@ -278,3 +294,56 @@ def test_where_too_few_are_left_the_run_ends_and_a_resume_asks_all_again(tmp_pat
     state = made.go()
     assert state.status == "finished", state.reason
     assert_right_model(made, ("alice", "bob", "carol"), round=2)
+
+
+def test_where_many_secrets_are_not_told_nobody_is_barred_for_it(tmp_path):
+    """It may be a holder who lies: here bob, once no share may lack any more."""
+    made = scene(tmp_path, secure(*NAMES, rounds=2))
+    made.world.failures.clear()
+    made.world.false_holders = frozenset({"bob"})
+
+    def goes(event) -> None:
+        if isinstance(event, StepClosed) and (event.round, event.step) == (1, "agree"):
+            made.world.down.add("dave")
+        if isinstance(event, RoundAbandoned):
+            made.world.down.clear()
+
+    described = replace(made.federation, schedule=replace(made.federation.schedule, patience_s=1.0))
+    state = made.go(Watch(goes), federation=described)
+    assert state.status == "finished", state.reason
+    (abandoned,) = of_kind(made.events, RoundAbandoned)
+    assert abandoned.nodes == ()
+    assert "unmask alice, carol, dave, of 3 that are needed" in abandoned.reason
+    assert not any(node.barred for node in state.nodes.values())
+    assert_right_model(made, state.history[1].contributors, round=2)
+
+
+def test_after_an_abandoned_round_the_strategy_remembers_what_it_did_and_rows_are_whole_once(tmp_path):
+    """`codec: int8` halves rows by how far the round before moved, and that one did not."""
+    described = secure(*NAMES, rounds=4, strategy="fedavgm", codec=Codecs(up=(Named(name="int8"),)))
+    made = scene(tmp_path, described)
+    made.world.failures.clear()
+    made.world.liars, made.world.lies_in = frozenset({"carol"}), 2
+    state = made.go()
+    assert state.status == "finished", state.reason
+    others = tuple(name for name in NAMES if name != "carol")
+    assert [report.contributors for report in state.history] == [NAMES, (), others, others]
+    assert made.run.memory(2).read_bytes() == made.run.memory(1).read_bytes()
+    assert made.run.memory(3).read_bytes() != made.run.memory(2).read_bytes()
+    widths = [Weights.open(made.run.update(number, "alice"))["masked"].dtype.itemsize for number in range(1, 5)]
+    assert widths == [4, 2, 4, 2]
+
+
+def test_a_held_round_whose_masks_do_not_come_off_is_given_up_by_hand_and_the_next_is_held(tmp_path):
+    """Also by a second hand, where the first one died amid it."""
+    made = scene(tmp_path, secure(*NAMES, rounds=2, strategy="fedavgm"))
+    made.world.failures.clear()
+    made.world.liars = frozenset({"bob"})
+    assert made.go(hold=True).status == "held"
+    with patch("fedctl.rounds.copy_atomically", side_effect=Killed), pytest.raises(Killed):
+        close_by_hand(made, Named(name="fedavgm"))
+    assert isinstance(close_by_hand(made, Named(name="fedavgm")), RoundAbandoned)
+    assert made.state.status == "running"
+    state = made.go(hold=True)
+    assert (state.status, state.open.number) == ("held", 2)
+    assert close_by_hand(made, Named(name="fedavgm")).contributors == ("alice", "carol", "dave")

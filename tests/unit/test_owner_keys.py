@@ -242,7 +242,14 @@ def test_where_nobody_is_enrolled_the_ledger_is_that_of_the_agent(home, key, cap
     assert "1 entries: log 5 bytes" in capsys.readouterr().out
     assert enroll(key) == 0
     assert main(["ledger"]) == 0
-    assert "0 entries" in capsys.readouterr().out
+    assert "1 entries: log 5 bytes" in capsys.readouterr().out, "nothing has left by the key"
+    Ledger(home / ".fedctl-node" / "ledger.jsonl").append({"kind": "log", "size": 7})
+    assert main(["ledger"]) == 0
+    said = capsys.readouterr().out
+    assert "1 entries: log 7 bytes" in said
+    assert f"{home / '.fedctl'} has another, of what left by logins that nobody guards" in said
+    assert main(["ledger", "--unguarded"]) == 0
+    assert "1 entries: log 5 bytes" in capsys.readouterr().out
 
 
 def test_of_several_keys_one_is_named(home, folder, key, capsys):

@@ -13,7 +13,9 @@ from fedctl.actions import Aggregate, Cancel, CloseStep, GiveUp, Hold, Perform, 
 from fedctl.events import (
     Event,
     MessageReceived,
+    NodeDeclined,
     NodeLost,
+    RoundAbandoned,
     RoundHeld,
     RunFailed,
     StepClosed,
@@ -208,6 +210,34 @@ def test_how_many_a_step_needs(names, threshold, quorum, least):
             (action,) = story.plan()
             assert isinstance(action, GiveUp) == (answered < count), (step, answered, action)
     assert fedctl.secure.quorum(story.federation, len(names)) == least["train"], "as a plan of the run says"
+
+
+def abandoned(rounds: int) -> Story:
+    """Of three nodes, after a first round that bob was barred for."""
+    story = Story(*NAMES[:3], rounds=rounds)
+    story.ready()
+    story.built()
+    story.scored(0)
+    story.opened(1, secure=True)
+    story.tell(RoundAbandoned, round=1, nodes=("bob",), reason="bob lies")
+    story.scored(1)
+    return story
+
+
+def test_nobody_waits_for_a_node_that_is_barred():
+    story = abandoned(rounds=2)
+    story.tell(NodeDeclined, node="bob", reason="outside its hours", seconds=60.0)
+    described = federation(*NAMES[:3], quorum=3, rounds=2)
+    assert plan(story.state, described, story.now) == [
+        GiveUp(reason="round 2 needs 3 nodes, and 2 can be had (bob: bob lies)")
+    ]
+
+
+def test_a_run_none_of_whose_rounds_came_to_a_model_has_failed():
+    story = abandoned(rounds=1)
+    assert plan(story.state, federation(*NAMES[:3], rounds=1), story.now) == [
+        GiveUp(reason="no round came to a model: their masks did not come off")
+    ]
 
 
 @pytest.mark.parametrize("cohort", [3, 4, 10, 32, 33, 50, 100, 201])

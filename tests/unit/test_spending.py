@@ -165,6 +165,12 @@ def test_a_first_round_beyond_the_budget_is_refused(mode):
     assert epsilon([(enough - 0.1, 1.0, 10)], DELTA, is_discrete=True) > 0.9 * one
 
 
+def test_where_no_noise_does_none_is_named():
+    with pytest.raises(ConfigError) as error:
+        spending.check_budget(described(replace(DP, mode="distributed", epsilon=0.1)))
+    assert error.value.hint == "raise `noise`, or raise `epsilon`"
+
+
 def test_with_many_nodes_a_first_round_beyond_the_budget_may_take_fewer_of_them():
     many = [f"n{number:03d}" for number in range(300)]
     with pytest.raises(ConfigError) as error:

@@ -209,9 +209,13 @@ def test_an_abandoned_round_leaves_the_model_and_bars_a_node_until_the_run_has_g
     state = story.state
     assert (state.round, state.open, state.model, state.memory) == (2, None, blob("1"), None)
     assert (state.history[-1].contributors, state.history[-1].failed) == ((), ("bob",))
-    assert [name for name, node in state.nodes.items() if node.barred] == ["bob"]
+    reason = "too few right shares came to unmask bob"
+    assert {name: node.barred for name, node in state.nodes.items()} == {
+        name: reason if name == "bob" else "" for name in state.nodes
+    }
     story.resumed()
-    assert story.state.nodes["bob"].barred
+    story.ready("bob")
+    assert story.state.nodes["bob"].barred == reason
     story.tell(RunFailed, reason="too few")
     story.resumed()
     assert not story.state.nodes["bob"].barred

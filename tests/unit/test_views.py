@@ -483,13 +483,15 @@ def test_a_run_tells_that_a_round_was_abandoned_and_for_whose_sake(capsys):
     story.built()
     story.opened(1, secure=True)
     story.tell(RoundAbandoned, round=1, nodes=("bob",), reason="too few right shares came to unmask bob")
-    told = "round 1 is abandoned: too few right shares came to unmask bob; the run goes on without bob"
+    told = "round 1 is abandoned: too few right shares came to unmask bob; later rounds go without bob"
     assert sentence(story.events[-1], story.state) == told
     story.tell(RunFinished)
     results.launched(story.state, was_live=True, as_json=False)
     said = capsys.readouterr().err
     assert "bob contributed to no round: too few right shares came to unmask bob" in said
-    assert "alice contributed to no round: the round was abandoned" in said
+    assert "alice contributed to no round: its rounds were abandoned" in said
+    bob = next(node for node in report(story.state, alive=False).nodes if node.name == "bob")
+    assert (bob.state, bob.error) == ("failed", "too few right shares came to unmask bob")
 
 
 def test_a_run_tells_at_its_end_for_whom_it_has_waited():

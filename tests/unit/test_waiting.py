@@ -207,6 +207,7 @@ def test_the_report_has_it_as_json():
         "wanted": 2,
         "quorum": 1,
         "max_staleness": 0,
+        "step": None,
     }
     story.trained(1, "alice")
     now = story.now + timedelta(seconds=60)

@@ -128,7 +128,7 @@ class Approvals:
     def _is_known(self, digest: str, kind: str) -> bool:
         if not DIGEST.match(digest):
             raise Refused(f"not a digest: {digest!r}")
-        return self.is_approved(digest, kind) or any(asked.digest == digest for asked in self.pending())
+        return self.is_approved(digest, kind) or any(asked[:2] == (digest, kind) for asked in self.pending())
 
     def _make_room(self, asker: str) -> None:
         _own_folder(self.requests)

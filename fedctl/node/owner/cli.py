@@ -134,6 +134,9 @@ def parser(name: str) -> argparse.ArgumentParser:
     one.add_argument(
         "--kind", choices=ledger.KINDS, help=f"of one kind alone: {', '.join(ledger.KINDS)}", metavar="KIND"
     )
+    one.add_argument(
+        "--unguarded", action="store_true", help="where keys are enrolled: what left by logins beside them"
+    )
     one.add_argument("--verify", action="store_true", help="see whether anything in it was changed since")
     one.add_argument("--json", action="store_true", help="print one JSON document on stdout, and nothing else there")
     one = command("export", export, "Write this program into one file, for machines that have a Python and no fedctl.")
@@ -246,7 +249,11 @@ def distrust(words: argparse.Namespace) -> int:
 
 
 def show_ledger(words: argparse.Namespace) -> int:
-    return ledger.show(Place.here().home_of_ledger, words.run, words.kind, verify=words.verify, as_json=words.json)
+    first, *others = Place.here().homes_of_ledgers[1 if words.unguarded else 0 :] or [Place.here().folder]
+    code = ledger.show(first, words.run, words.kind, verify=words.verify, as_json=words.json)
+    if others and not words.json:
+        say(f"{others[0]} has another, of what left by logins that nobody guards: --unguarded shows it")
+    return code
 
 
 def export(words: argparse.Namespace) -> int:

@@ -52,9 +52,9 @@ class Place:
         return cls(Path(os.environ.get("FEDCTL_NODE_HOME") or "~/.fedctl-node").expanduser().absolute())
 
     @property
-    def home_of_ledger(self) -> Path:
-        """Where all that left this machine stands: with the owner, or on a node without one with its agent."""
-        return self.folder if self.folder.is_dir() else _base()
+    def homes_of_ledgers(self) -> List[Path]:
+        """The folders with a ledger: of what left by enrolled keys, and of what left by logins that nobody guards."""
+        return [home for home in (self.folder, _base()) if (home / "ledger.jsonl").exists()] or [self.folder]
 
     @property
     def shown(self) -> List[str]:

@@ -65,9 +65,9 @@ def lines(found: Dict[str, Any]) -> Iterator[str]:
     """The same for people, a line each."""
     if not found["keys"]:
         yield "No key is enrolled: `fedctl node enroll --key coordinator.pub` lets a coordinator in."
-    if not found["identity"]:
+    if not (found["identity"] or found["peers"] or found["ledger"]["head"]):
         return
-    yield f"identity   {found['identity']}"
+    yield f"identity   {found['identity'] or 'none yet'}"
     for key in found["keys"]:
         yield f"key        {key['fingerprint']}  {key['comment']}  since {key['at']}"
         yield f"           keeps its files in {key['home']}"
