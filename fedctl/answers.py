@@ -54,6 +54,8 @@ def update_received(state: RunState, event: UpdateReceived) -> RunState:
     if metered := event.privacy:  # it has left the node, whether it counts or not
         step = (metered["noise"], metered["rate"], int(metered["steps"]))
         state = state.with_node(key.node, spent=(*state.nodes[key.node].spent, step))
+        if state.noise == "local":  # what rounds spend is told with their models
+            state = replace(state, epsilon=max(state.epsilon or 0.0, metered["epsilon"]))
     if isinstance(before, Received):
         return state
     if key.kind == "train" and (not state.counts(key) or _is_settled(state, key, None)):

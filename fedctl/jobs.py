@@ -47,6 +47,7 @@ from fedctl.relay import agree_on_terms, layout_of, message, take
 from fedctl.rundir import RunDir
 from fedctl.share import EVERYTHING, Share
 from fedctl.sizes import first_sizes
+from fedctl.spending import affordable
 from fedctl.traffic import Traffic
 
 SAID = ("keys", "shares", "agree", "unmask")
@@ -263,7 +264,8 @@ def _initialized(run: RunDir, federation: Federation, whole: Blob, target: Path,
 def _foreseen(event: ModelInitialized, federation: Federation, run: RunDir, *, controls: bool) -> ModelInitialized:
     """The event with what the run will carry, now that the size of its model is known."""
     sizes = first_sizes(run, federation, event.model, controls=controls)
-    return replace(event, forecast=forecast(federation, sizes).run)
+    within = replace(federation, rounds=affordable(federation))
+    return replace(event, forecast=forecast(within, sizes).run)
 
 
 def _hint(error: str, folder: Path) -> str:

@@ -82,16 +82,22 @@ def spending(state: RunState, federation: Federation) -> Spending | None:
 
 def planned(federation: Federation) -> tuple[float, int] | None:
     """What all rounds will have spent if the budget lets them, and how many it does; None where rounds do not tell."""
-    from fedctl.dp.accounting import steps_within
-
     dp = federation.privacy.differential_privacy
     if dp is None or dp.mode == "local":
         return None
-    rate, rounds = sampling.rate(federation), federation.rounds
-    if dp.epsilon is not None:
-        is_discrete = dp.mode == "distributed"
-        rounds = steps_within(dp.epsilon, (dp.noise, rate), dp.delta, most=rounds, is_discrete=is_discrete)
+    rate, rounds = sampling.rate(federation), affordable(federation)
     return _epsilon(federation, [(dp.noise, rate, rounds)] if rounds else []), rounds
+
+
+def affordable(federation: Federation) -> int:
+    """How many rounds the budget lets be, of those that are wanted; all where rounds do not tell."""
+    dp = federation.privacy.differential_privacy
+    if dp is None or dp.epsilon is None or dp.mode == "local":
+        return federation.rounds
+    from fedctl.dp.accounting import steps_within
+
+    step, is_discrete = (dp.noise, sampling.rate(federation)), dp.mode == "distributed"
+    return steps_within(dp.epsilon, step, dp.delta, most=federation.rounds, is_discrete=is_discrete)
 
 
 def check_budget(federation: Federation) -> None:

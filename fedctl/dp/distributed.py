@@ -50,7 +50,7 @@ def check_room(noise: float, clip: float, *, range: float, cohort: int, least: i
     if most > range:
         raise ConfigError(
             f"privacy/secure_aggregation/range: updates and their noise go up to {most:.3g}, not {range:g}",
-            hint=f"give at least {most:.2g}",
+            hint=f"give at least {math.ceil(10 * most) / 10:g}",
         )
 
 

@@ -48,6 +48,7 @@ def build_algorithm(federation: Federation) -> Algorithm:
     strategy = build(named, folder=federation.folder)
     if fragments_of(strategy) > 1:
         federation = replace(federation, share=replace(federation.share, fragments=fragments_of(strategy)))
+    combinations.check(federation, strategy)
     _check_least(federation, named.name, strategy)
     if federation.schedule.mode == "buffered":
         _check_buffered(federation, named.name, strategy)
@@ -69,7 +70,6 @@ def build_algorithm(federation: Federation) -> Algorithm:
             hint="leave `local` out, and give options to the strategy",
         )
     _check_turns(federation, named.name, strategy)
-    combinations.check(federation, strategy)
     whole = replace(federation, strategy=named, local=rule or local)
     return Algorithm(strategy=strategy, ways=ways_of(whole), federation=whole)
 

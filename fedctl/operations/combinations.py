@@ -74,7 +74,7 @@ COMBINATIONS: tuple[Combination, ...] = (
         where="strategy",
         is_there=_needs_single,
         refused={"secure": _MASKED, "central": _MEAN, "distributed": _MASKED},
-        hint=f"choose {', '.join(SUMS[:-1])} or {SUMS[-1]}; with masked updates `privacy: {{clip: ...}}` bounds each",
+        hint=f"choose {', '.join(SUMS[:-1])} or {SUMS[-1]}; a `clip` bounds each update, with or without noise",
     ),
     Combination(
         what="a `codec` for updates other than int8 alone",

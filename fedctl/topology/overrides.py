@@ -38,7 +38,7 @@ def _resolve(value: Any, parts: Sequence[str], name: str) -> Address:
         if isinstance(value, list):
             index, used = _index(value, address, parts, name)
             value, address, parts = value[index], (*address, index), parts[used:]
-        elif isinstance(value, dict) or value is None or _is_short(address, value):
+        elif isinstance(value, dict) or value is None or value is True or _is_short(address, value):
             value = value.get(parts[0]) if isinstance(value, dict) else None
             address, parts = (*address, parts[0]), parts[1:]
         else:
@@ -69,7 +69,7 @@ def _put(value: Any, address: Address, new: Any) -> Any:
     first, rest = address[0], address[1:]
     if isinstance(value, list):
         return [_put(item, rest, new) if index == first else item for index, item in enumerate(value)]
-    section = value if isinstance(value, dict) else {"name": value} if value is not None else {}
+    section = value if isinstance(value, dict) else {} if value is None or value is True else {"name": value}
     return {**section, first: _put(section.get(first), rest, new)}
 
 

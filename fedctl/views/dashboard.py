@@ -15,7 +15,7 @@ from rich.text import Text
 
 from fedctl.activity import Activity
 from fedctl.events import Event
-from fedctl.records import Kind, Progress
+from fedctl.records import Progress
 from fedctl.report import StatusReport, elapsed, report
 from fedctl.state import RunState
 from fedctl.views.canvas import Drawing, bar, cut, parted, spread
@@ -25,7 +25,7 @@ from fedctl.views.nodes import Row, node_lines, node_rows
 from fedctl.views.personal import personal_line
 from fedctl.views.promised import promised_line
 from fedctl.views.sentence import sentence, stamp
-from fedctl.views.standing import LOOKS, WIDEST, outcome_lines, title
+from fedctl.views.standing import LOOKS, WIDEST, in_step, outcome_lines, title
 from fedctl.views.text import clock, roughly
 from fedctl.views.waits import waiting_lines
 
@@ -36,14 +36,6 @@ _CLOSING: Mapping[str, frozenset[Activity]] = {
     "comparing": frozenset({"alone", "comparing"}),
 }
 """What is done after the last round, and what the nodes are about then."""
-_STEPS: Mapping[Kind, str] = {
-    "keys": "keys",
-    "shares": "shares of secrets",
-    "train": "training",
-    "agree": "signatures",
-    "unmask": "unmasking",
-}
-"""Of a round whose updates are masked, in their order."""
 
 
 def dashboard(
@@ -121,10 +113,8 @@ class _Picture:
         state, opened = self.state, self.state.open
         if opened is not None:
             within = min(1.0, len(opened.updates) / max(1, opened.wanted))
-            step = ""
-            if opened.step:
-                step = f", step {list(_STEPS).index(opened.step) + 1} of {len(_STEPS)}: {_STEPS[opened.step]}"
-            return f"round {opened.number} of {state.rounds}{step}", (state.round + within) / max(1, state.rounds)
+            number = f"round {opened.number} of {state.rounds}{in_step(opened.step)}"
+            return number, (state.round + within) / max(1, state.rounds)
         done = f"{state.round} of {state.rounds} rounds"
         doing = {row.node.state for row in self.rows} if self.known.state == "running" else set()
         done = ", ".join([done, *(word for word, states in _CLOSING.items() if doing & states)])

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from rich.text import Text
 
+from fedctl.records import Kind
 from fedctl.report import Standing, StatusReport
 from fedctl.views.canvas import cut, folded, parted, spread
 from fedctl.views.carried import carried, forecast_line
@@ -24,6 +25,16 @@ LOOKS: Mapping[Standing, tuple[str, str]] = {
 }
 
 
+_STEPS: Mapping[Kind, str] = {
+    "keys": "keys",
+    "shares": "shares of secrets",
+    "train": "training",
+    "agree": "signatures",
+    "unmask": "unmasking",
+}
+"""Of a round whose updates are masked, in their order."""
+
+
 def status_lines(status: StatusReport, width: int) -> list[Text]:
     """The whole report: the run, its nodes, the curve, what came of it, and what to type next."""
     width = min(width, WIDEST)
@@ -33,7 +44,7 @@ def status_lines(status: StatusReport, width: int) -> list[Text]:
     rows = [Row(node=node, progress=None, seconds=None, late=node.name in late) for node in status.nodes]
     return [
         spread(title(status), Text(f"{sign} {status.state}", style), width),
-        spread(Text(f"{status.round} of {status.rounds} rounds"), Text(" · ".join(facts), "dim"), width),
+        spread(Text(_rounds(status)), Text(" · ".join(facts), "dim"), width),
         Text(),
         *node_lines(rows, status.monitor.metric, width, bars=False),
         *waiting_lines(status, width),
@@ -42,6 +53,16 @@ def status_lines(status: StatusReport, width: int) -> list[Text]:
         *forecast_line(status, width),
         *parted(curve_lines(status, width, 2), closing_lines(status, width), outcome_lines(status, width)),
     ]
+
+
+def _rounds(status: StatusReport) -> str:
+    done, opened = f"{status.round} of {status.rounds} rounds", status.open
+    return f"{done}, round {opened.round}{in_step(opened.step)}" if opened and opened.step else done
+
+
+def in_step(step: Kind | None) -> str:
+    """`, step 3 of 5: training` of a round whose updates are masked; nothing of others."""
+    return f", step {list(_STEPS).index(step) + 1} of {len(_STEPS)}: {_STEPS[step]}" if step else ""
 
 
 def title(status: StatusReport) -> Text:

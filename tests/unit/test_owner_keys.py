@@ -242,7 +242,7 @@ def test_where_nobody_is_enrolled_the_ledger_is_that_of_the_agent(home, key, cap
     assert "1 entries: log 5 bytes" in capsys.readouterr().out
     assert enroll(key) == 0
     assert main(["ledger"]) == 0
-    assert "1 entries: log 5 bytes" in capsys.readouterr().out, "nothing has left by the key"
+    assert "0 entries" in capsys.readouterr().out, "nothing has left by the key"
     Ledger(home / ".fedctl-node" / "ledger.jsonl").append({"kind": "log", "size": 7})
     assert main(["ledger"]) == 0
     said = capsys.readouterr().out
@@ -274,6 +274,11 @@ def test_a_peer_is_pinned_and_taken_back(home, key, capsys):
     assert (home / ".fedctl-node" / "peers").read_text() == f"alice {pin}\n"
     assert main(["trust", "alice", "SHA256:short"]) == 2
     assert main(["trust", "../x", pin]) == 2
+    assert main(["trust", "alice", pin]) == 0, "it is that one"
+    assert main(["trust", "alice", f"SHA256:{'x' * 43}"]) == 7
+    said = capsys.readouterr().err
+    assert f"error: alice is pinned already, to {pin}" in said
+    assert "hint: if its owner says that it has a new one, `fedctl node distrust alice` first" in said
     assert main(["distrust", "alice"]) == 0
     assert main(["distrust", "alice"]) == 7
     assert (home / ".fedctl-node" / "peers").read_text() == ""

@@ -181,8 +181,9 @@ def test_with_many_nodes_a_first_round_beyond_the_budget_may_take_fewer_of_them(
 def test_noise_of_gradients_is_counted_node_by_node_and_the_most_of_any_is_told():
     story = Noisy(described(replace(DP, mode="local")))
     story.opened(1)
-    story.trained(1, "alice", privacy=metered(1.0, 20))
-    story.trained(1, "bob", privacy=metered(2.0, 20))
+    story.trained(1, "alice", privacy={**metered(1.0, 20), "epsilon": 2.5})
+    story.trained(1, "bob", privacy={**metered(2.0, 20), "epsilon": 1.5})
+    assert story.state.epsilon == 2.5, "it has left the node, whatever becomes of the round"
     story.aggregate(1)
     assert story.state.epsilon == pytest.approx(epsilon([(1.0, 0.1, 20)], DELTA))
     story.opened(2)

@@ -980,6 +980,11 @@ def test_models_trained_alone_are_not_sent_about_where_parts_of_them_stay_at_hom
     assert read(with_top("share: {except: []}\ncompare: true")).compare
 
 
+def test_what_is_just_on_can_be_given_options(read):
+    secure = read(with_top("privacy: {secure_aggregation: true}"), "privacy.secure_aggregation.range=2.5").privacy
+    assert secure.secure_aggregation.range == 2.5
+
+
 def test_an_override_mends_what_the_file_has_wrong(read):
     assert read(with_top("rounds: on"), "rounds=3").rounds == 3
 

@@ -462,7 +462,10 @@ def test_the_step_of_a_round_with_masked_updates_stands_beside_its_number():
     words = ("keys", "shares of secrets", "training", "signatures", "unmasking")
     for number, (step, word) in enumerate(zip(STEPS, words, strict=True), 1):
         assert f"round 1 of 3, step {number} of 5: {word}" in drawn(story)
-        assert report(story.state, alive=True).to_json()["open"]["step"] == step
+        standing = report(story.state, alive=True)
+        assert standing.to_json()["open"]["step"] == step
+        told = status_lines(standing, 100)[1].plain
+        assert told.startswith(f"0 of 3 rounds, round 1, step {number} of 5: {word} ")
         if step == "train":
             for name in story.nodes:
                 story.trained(1, name)

@@ -249,10 +249,11 @@ def distrust(words: argparse.Namespace) -> int:
 
 
 def show_ledger(words: argparse.Namespace) -> int:
-    first, *others = Place.here().homes_of_ledgers[1 if words.unguarded else 0 :] or [Place.here().folder]
-    code = ledger.show(first, words.run, words.kind, verify=words.verify, as_json=words.json)
-    if others and not words.json:
-        say(f"{others[0]} has another, of what left by logins that nobody guards: --unguarded shows it")
+    *guarded, last = Place.here().homes_of_ledgers
+    shown = last if words.unguarded else [*guarded, last][0]
+    code = ledger.show(shown, words.run, words.kind, verify=words.verify, as_json=words.json)
+    if shown != last and not words.json:
+        say(f"{last} has another, of what left by logins that nobody guards: --unguarded shows it")
     return code
 
 

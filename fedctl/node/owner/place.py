@@ -53,8 +53,10 @@ class Place:
 
     @property
     def homes_of_ledgers(self) -> List[Path]:
-        """The folders with a ledger: of what left by enrolled keys, and of what left by logins that nobody guards."""
-        return [home for home in (self.folder, _base()) if (home / "ledger.jsonl").exists()] or [self.folder]
+        """The folders of ledgers: that of enrolled keys where there are some, and then that of other logins, if any."""
+        is_guarded = self.ledger.exists() or any(self.keys.glob("*.json"))
+        unguarded = [_base()] if (_base() / self.ledger.name).exists() else []
+        return [self.folder, *unguarded] if is_guarded else unguarded or [self.folder]
 
     @property
     def shown(self) -> List[str]:

@@ -266,7 +266,7 @@ _POLICY: Mapping[str, Read] = {
     "commands": _texts(_path, "paths of programs"),
     "leave": _made(Leave, {"tensors": _tensors, "metrics": _metrics, "logs": _flag}),
     "secure_aggregation": _made(
-        SecureAggregation, {"required": _flag, "least": _count(2, ": the sum of one is no secret")}
+        SecureAggregation, {"required": _flag, "least": _count(3, ": of two each learns the other's")}
     ),
     "differential_privacy": _made(
         DifferentialPrivacy,

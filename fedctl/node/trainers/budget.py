@@ -49,7 +49,7 @@ def check(
                 f"this training would bring the node's epsilon from "
                 f"{epsilon(before, delta, is_discrete=is_discrete):.3g} to "
                 f"{epsilon(after, delta, is_discrete=is_discrete):.3g} at delta {delta:g}, and {whose} allows "
-                f"{allowed:g}"
+                f"{allowed:g}: more `noise` or fewer epochs, in a new run, spend less"
             )
 
 
