@@ -249,7 +249,7 @@ def schedules(draw):
         max_size=4,
     ),
 )
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_whatever_befalls_a_run_it_ends_honestly(schedule, seed, deaths, troubles):
     """It comes to an end, no key is trained twice, and who is said to have contributed has."""
     names = ("alice", "bob", "carol", "dave", "erin")

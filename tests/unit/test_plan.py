@@ -802,7 +802,7 @@ def begun(described: Federation) -> RunStarted:
 
 
 @given(described=federations(), seed=st.integers(0, 2**32), hold=st.booleans())
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=2000, deadline=None)
 def test_whatever_happens_every_plan_gets_on_and_comes_to_an_end(described, seed, hold):
     rng, now, state = random.Random(seed), START, RunState()
     start = begun(described)
