@@ -76,7 +76,7 @@ def close_round(
         try:
             mean, counted, rounding = unmask(run, number, state.open.steps, federation)
         except FalseShares as error:
-            return _abandoned(run, state, federation, error, at)
+            return _abandoned(run, state, state.open, federation, error, at)
         updates = {"mean": (mean, counted)}
     if privacy.is_counted_by_node:
         strategy = with_noise(strategy, federation, _noise(run, state.open, contributors, remembered), rounding)
@@ -130,15 +130,17 @@ def close_round(
 
 
 def _abandoned(
-    run: RunDir, state: RunState, federation: Federation, error: "FalseShares", at: Callable[[], datetime]
+    run: RunDir,
+    state: RunState,
+    opened: RoundState,
+    federation: Federation,
+    error: "FalseShares",
+    at: Callable[[], datetime],
 ) -> RoundAbandoned:
     """What the next round begins from, and the strategy goes on with, is what this one did.
 
     It goes on without those whose secrets were not told, while they are few: else it is rather the holders who lie.
     """
-    opened = state.open
-    if opened is None:
-        raise AssertionError("a round is abandoned that is not open")
     number = opened.number
     for of in (run.memory, run.residual, run.round_model):
         if of(number - 1).exists():

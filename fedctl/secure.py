@@ -8,7 +8,7 @@ is journalled once and stands, whatever comes later or again.
 from datetime import datetime
 from functools import lru_cache
 
-from fedctl import fleet
+from fedctl import fleet, sampling
 from fedctl.actions import Action, Aggregate, CloseStep, GiveUp, Hold
 from fedctl.asking import base_of, few, in_time, is_awaited, left_of, left_s, tasks
 from fedctl.federation import Federation
@@ -58,9 +58,7 @@ def go_on(state: RunState, opened: RoundState, federation: Federation, now: date
 
 def quorum(federation: Federation, cohort: int) -> int:
     """How many of a cohort a round cannot do without: for a model, and for every secret to be brought back."""
-    secure = federation.privacy.secure_aggregation
-    telling = _telling(secure, cohort) if secure and cohort else 0
-    return max(fleet.quorum(federation), telling, LEAST_MASKED if secure else 0)
+    return max(fleet.quorum(federation), _all_told(federation, cohort), sampling.least(federation))
 
 
 def asked(opened: RoundState, step: Kind) -> tuple[str, ...]:
@@ -87,12 +85,17 @@ def _telling(secure: SecureAggregation, cohort: int) -> int:
     return -(-threshold_for(secure.threshold, holders) * cohort // holders)
 
 
+def _all_told(federation: Federation, cohort: int) -> int:
+    """The same of a federation; nobody has to tell where nothing is masked, or no cohort is known yet."""
+    secure = federation.privacy.secure_aggregation
+    return _telling(secure, cohort) if secure and cohort else 0
+
+
 def _least(opened: RoundState, federation: Federation, step: Kind) -> int:
     """How many must do a step: enough for a model, and for every secret of the cohort to be brought back."""
     if step in opened.steps:  # the sum is of these: others would have to sign anew, and nobody signs twice
         return len(opened.steps[step])
-    secure, cohort = federation.privacy.secure_aggregation, len(opened.steps.get("keys", ()))
-    telling = _telling(secure, cohort) if secure and cohort else 0
+    telling = _all_told(federation, len(opened.steps.get("keys", ())))
     return telling if step in ("agree", "unmask") else max(opened.quorum, telling, LEAST_MASKED)
 
 

@@ -105,17 +105,18 @@ def check_budget(federation: Federation) -> None:
     dp = federation.privacy.differential_privacy
     if dp is None or dp.epsilon is None or dp.mode == "local":
         return
-    first = _epsilon(federation, [(dp.noise, sampling.rate(federation), 1)])
+    rate = sampling.rate(federation)
+    first = _epsilon(federation, [(dp.noise, rate, 1)])
     if first > dp.epsilon:
         from fedctl.dp.accounting import noise_within
 
-        enough = noise_within(dp.epsilon, sampling.rate(federation), federation.rounds, dp.delta)
+        enough = noise_within(dp.epsilon, rate, federation.rounds, dp.delta)
         fewer = replace(federation, schedule=replace(federation.schedule, cohort=_FEWER))
         takes_fewer = f"have a round take fewer of the nodes (`schedule: {{cohort: {_FEWER}}}`), "
         raise ConfigError(
             f"privacy/differential_privacy/epsilon: one round spends {first:.3g}, and the budget is {dp.epsilon:g}",
             hint=f"raise `noise`{'' if enough is None else f' ({enough:g} lasts for all rounds)'}, "
-            f"{takes_fewer if sampling.rate(fewer) < sampling.rate(federation) else ''}or raise `epsilon`",
+            f"{takes_fewer if sampling.rate(fewer) < rate else ''}or raise `epsilon`",
         )
 
 

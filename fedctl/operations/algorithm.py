@@ -1,14 +1,17 @@
 """The algorithm that fed.yaml names, checked as a whole before anything starts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from fedctl import fleet, staleness
+from fedctl import fleet, staleness, topology
 from fedctl.codecs.pipeline import Ways
 from fedctl.errors import ConfigError
 from fedctl.federation import Federation, Named
 from fedctl.node.rules import RULES, kind_of
 from fedctl.operations import combinations
 from fedctl.operations.ways import ways_of
+from fedctl.spending import check_budget
 from fedctl.strategies import STRATEGIES, Strategy, build, fragments_of, least_of, needs_losses, rule_of, uses_controls
 from fedctl.strategies.options import from_options
 
@@ -33,6 +36,14 @@ class Algorithm:
     strategy: Strategy
     ways: Ways
     federation: Federation
+
+
+def affordable_algorithm(federation: Federation, path: Path, overrides: Sequence[str]) -> Algorithm:
+    """That of a federation read from a file, whose first round is within its budget; errors say in which line."""
+    with topology.placed(path, overrides):
+        algorithm = build_algorithm(federation)
+        check_budget(federation)
+    return algorithm
 
 
 def build_algorithm(federation: Federation) -> Algorithm:

@@ -18,11 +18,10 @@ from fedctl.hosts import MOST_AT_ONCE, Hosts
 from fedctl.node.agent import MOST_PATHS
 from fedctl.operations import findings, owned
 from fedctl.operations.accepting import Ask, accept
-from fedctl.operations.algorithm import build_algorithm
+from fedctl.operations.algorithm import affordable_algorithm
 from fedctl.operations.findings import Finding
 from fedctl.operations.rehearsal import FirstModel, rehearse
 from fedctl.records import Blob
-from fedctl.spending import check_budget
 from fedctl.transports.sshconfig import KNOWN_HOSTS
 
 ENVIRONMENT_SIZE, CUDA_ENVIRONMENT_SIZE = 1_500_000_000, 6_000_000_000
@@ -55,9 +54,7 @@ def check(
     With `ask`, host keys that are unknown are accepted where it says so.
     """
     federation = topology.load(path, overrides)
-    with topology.placed(path, overrides):
-        build_algorithm(federation)
-        check_budget(federation)
+    affordable_algorithm(federation, path, overrides)
     work = work_of(federation)
     hosts = Hosts(federation, work)
     groups: dict[Host, list[Node]] = {}

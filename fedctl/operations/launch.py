@@ -21,12 +21,12 @@ from fedctl.host import Host, Work
 from fedctl.hosts import Hosts
 from fedctl.journal import read
 from fedctl.lease import Superseded
-from fedctl.operations.algorithm import build_algorithm
+from fedctl.operations.algorithm import affordable_algorithm, build_algorithm
 from fedctl.operations.rehearsal import rehearse
 from fedctl.records import Blob
 from fedctl.rundir import RunDir
 from fedctl.sinks import MetricsSink
-from fedctl.spending import check_budget, planned
+from fedctl.spending import planned
 from fedctl.state import RunState, fold
 from fedctl.strategies import uses_controls
 
@@ -63,10 +63,8 @@ class Interrupted(FedctlError):
 
 def dry_run(path: Path, overrides: Sequence[str] = ()) -> DryRun:
     """What a launch would do; builds the first model in a folder of its own and leaves no trace."""
-    with topology.placed(path, overrides):
-        algorithm = build_algorithm(topology.load(path, overrides))
-        federation = algorithm.federation
-        check_budget(federation)
+    algorithm = affordable_algorithm(topology.load(path, overrides), path, overrides)
+    federation = algorithm.federation
     made = environments(federation)
     first = rehearse(federation, controls=uses_controls(algorithm.strategy))
     epsilon, rounds = planned(federation) or (None, federation.rounds)
@@ -119,9 +117,7 @@ def begin(path: Path, name: str | None, overrides: Sequence[str]) -> tuple[Feder
     federation = topology.load(path, overrides)
     if name is not None:
         rundir.check_name(name)
-    with topology.placed(path, overrides):
-        build_algorithm(federation)
-        check_budget(federation)
+    affordable_algorithm(federation, path, overrides)
     environments(federation)
     run = rundir.create(
         federation.folder,

@@ -25,7 +25,6 @@ from fedctl.errors import ConfigError
 from fedctl.events import MessageReceived, RoundAbandoned, StepClosed, UpdateReceived
 from fedctl.federation import Codecs, Federation, Named
 from fedctl.jobs import SAID
-from fedctl.journal import Journal
 from fedctl.node.trainers import masking
 from fedctl.node.trainers.handing import Handing
 from fedctl.privacy import Privacy, SecureAggregation
@@ -37,7 +36,7 @@ from fedctl.state import RunState
 from fedctl.weights import Weights
 from tests.scenario.calm import is_finished, went_on
 from tests.scenario.test_runs import close_by_hand
-from tests.scenario.world import Killed, Killer, Scene, Watch, Work, World, dying, federation, of_kind
+from tests.scenario.world import Killed, Killer, Scene, Watch, Work, World, dying, dying_before, federation, of_kind
 
 NAMES = ("alice", "bob", "carol", "dave")
 STAYED = NAMES[:3]
@@ -245,14 +244,6 @@ def test_a_sum_of_too_few_ends_the_run(tmp_path):
     assert not made.world.keys("agree", "unmask"), "nobody was asked to take a mask off"
 
 
-class DyingBeforeItGivesUp(Journal):
-    def append(self, batch) -> None:
-        events = list(batch)
-        if of_kind(events, RoundAbandoned):
-            raise Killed
-        super().append(events)
-
-
 @pytest.mark.parametrize("when", ["calm", "before", "after"])
 def test_a_round_whose_masks_do_not_come_off_is_abandoned_and_the_run_goes_on_without_who_dealt_the_shares(
     when, tmp_path
@@ -269,7 +260,7 @@ def test_a_round_whose_masks_do_not_come_off_is_abandoned_and_the_run_goes_on_wi
     if when == "after":
         assert made.dies(Watch(dies))
     if when == "before":
-        assert made.dies(writer=DyingBeforeItGivesUp)
+        assert made.dies(writer=dying_before(RoundAbandoned))
     state = made.go()
     assert state.status == "finished", state.reason
     (abandoned,) = of_kind(made.events, RoundAbandoned)

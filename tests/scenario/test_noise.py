@@ -7,22 +7,11 @@ import torch
 
 from fedctl.events import RoundAggregated
 from fedctl.federation import Federation
-from fedctl.journal import Journal
 from fedctl.privacy import DifferentialPrivacy, Privacy
 from fedctl.weights import Weights
-from tests.scenario.world import Killed, Scene, Watch, federation, of_kind
+from tests.scenario.world import Killed, Scene, Watch, dying_before, federation
 
 NAMES = ("alice", "bob", "carol")
-
-
-class DyingBeforeARoundIsClosed(Journal):
-    """Of a coordinator that has made the round's model, and does not come to say so."""
-
-    def append(self, batch) -> None:
-        events = list(batch)
-        if of_kind(events, RoundAggregated):
-            raise Killed
-        super().append(events)
 
 
 def noisy() -> Federation:
@@ -40,7 +29,7 @@ def moved(made: Scene) -> torch.Tensor:
 def died(tmp_path) -> tuple[Scene, torch.Tensor]:
     """A run whose coordinator died with a model made and not journalled, and how far that one had moved."""
     made = Scene(tmp_path / "died", noisy())
-    assert made.dies(writer=DyingBeforeARoundIsClosed)
+    assert made.dies(writer=dying_before(RoundAggregated))
     return made, moved(made)
 
 

@@ -261,6 +261,19 @@ def dying(after: int, torn: float = 0.0) -> type[Dying]:
     return type("DyingAfter", (Dying,), {"left": after, "torn": torn})
 
 
+def dying_before(kind: type[Event]) -> type[Journal]:
+    """A journal whose writer dies before an event of that kind, and what comes with it, is written."""
+
+    class DyingBefore(Journal):
+        def append(self, batch) -> None:
+            events = list(batch)
+            if of_kind(events, kind):
+                raise Killed
+            super().append(events)
+
+    return DyingBefore
+
+
 class Killer(Watch):
     """A sink that dies at the `nth` event that it is told."""
 

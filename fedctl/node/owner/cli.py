@@ -249,8 +249,8 @@ def distrust(words: argparse.Namespace) -> int:
 
 
 def show_ledger(words: argparse.Namespace) -> int:
-    *guarded, last = Place.here().homes_of_ledgers
-    shown = last if words.unguarded else [*guarded, last][0]
+    homes = Place.here().homes_of_ledgers
+    shown, last = homes[-1 if words.unguarded else 0], homes[-1]
     code = ledger.show(shown, words.run, words.kind, verify=words.verify, as_json=words.json)
     if shown != last and not words.json:
         say(f"{last} has another, of what left by logins that nobody guards: --unguarded shows it")

@@ -63,13 +63,14 @@ def trust(place: Place, name: str, pinned: str) -> None:
         raise OwnerError(
             "that is the fingerprint of this node itself", f"the owner of {name} reads theirs in `fedctl node show`"
         )
-    before = peers(place).get(name, pinned)
+    known = peers(place)
+    before = known.get(name, pinned)
     if before != pinned:
         raise OwnerError(
             f"{name} is pinned already, to {before}",
             f"if its owner says that it has a new one, `fedctl node distrust {name}` first",
         )
-    known = {**peers(place), name: pinned}
+    known[name] = pinned
     place.make()
     write_whole(place.peers, "".join(f"{one} {key}\n" for one, key in sorted(known.items())).encode())
 
